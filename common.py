@@ -1,0 +1,267 @@
+"""What all scripts share and no algorithm is about: command line, seeds, device, run directory, checkpoints, progress, curves."""
+import argparse
+import contextlib
+import csv
+import json
+import math
+import os
+import shutil
+import sys
+import typing
+import zlib
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model")
+MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "resume", "overwrite"}                 # on --resume
+
+
+class UserError(Exception):
+    """Something that the user can put right: printed as one line. Exit status 2, or 1 if it came up while training."""
+
+    def __init__(self, message, status: int = 2):
+        super().__init__(message)
+        self.status = status
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Around the reading of what a user gave: turns its errors, which name file and field, into one line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UserError(str(error).replace("\n", " ")) from error
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+def setting(default, help: str, low=None, high=None, choices=None):
+    """A field of a Config: its default, its line in --help, and what values it may have (low and high are allowed themselves)."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """The settings that every training script has."""
+    out: str = setting("", "the run directory; runs/<algorithm> if not given")
+    model: str = setting("", "a Hugging Face or run directory to start from, instead of runs/sft")
+    data: str = setting("", "a JSONL file, instead of the built-in task")
+    seed: int = setting(0, "seeds everything random, together with the step", low=0)
+    micro_batch_tokens: int = setting(8192, "tokens that go through the model at once: memory and speed, never the result", low=1)
+    eval_every: int = setting(10, "steps between evaluations; 0: only at the end", low=0)
+    eval_problems: int = setting(512, "fresh problems that an evaluation uses", low=1)
+    save_every: int = setting(20, "steps between checkpoints; 0: only at the end", low=0)
+    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
+    dtype: str = setting("", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
+    resume: bool = setting(False, "continue the run in --out from its last checkpoint")
+    overwrite: bool = setting(False, "remove the run that --out holds, and nothing else in it")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (see --help)")
+
+
+def _convert(f, kind):
+    """The argparse type of a field: a number that is finite and in range."""
+    def convert(text):
+        value, (low, high) = kind(text), (f.metadata["low"], f.metadata["high"])
+        if kind is float and not math.isfinite(value) or low is not None and value < low or high is not None and value > high:
+            bounds = " and ".join(f"at {word} {bound}" for word, bound in (("least", low), ("most", high)) if bound is not None)
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {bounds or 'a finite number'}")
+        return value
+    convert.__name__ = kind.__name__                          # argparse says "invalid float value: 'x'"
+    return convert
+
+
+def parse(Config, doc: str, argv=None):
+    """The command line as a Config. On --resume, settings come from the run's config.json and a flag that differs is refused."""
+    hints = typing.get_type_hints(Config)
+    parser = OneLineParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for f in fields(Config):
+        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{f.default if f.default != '' else '-'}]".replace("%", "%%")
+        kind = next(t for t in (typing.get_args(hints[f.name]) or (hints[f.name],)) if t is not type(None))
+        if kind is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
+        else:
+            parser.add_argument(flag, type=_convert(f, kind), choices=f.metadata["choices"], default=argparse.SUPPRESS, help=help,
+                                metavar=None if f.metadata["choices"] else kind.__name__.upper())
+    given = vars(parser.parse_args(argv))
+    config = Config(**given)
+    if not (given.get("resume") and hasattr(config, "out")):
+        return config
+    file = Path(config.out) / "config.json"
+    if not (Path(config.out) / "checkpoint.pt").is_file() or not file.is_file():
+        raise UserError(f"{config.out}: nothing to resume, expected config.json and checkpoint.pt")
+    with user_errors():
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved.pop("algorithm", None) != config.algorithm:
+        raise UserError(f"{file}: not a run of {config.algorithm}")
+    saved["out"] = config.out
+    for name, value in given.items():
+        if name not in MAY_CHANGE and saved.get(name, MISSING) != value:
+            raise UserError(f"--{name.replace('_', '-')} is {value!r}, but the run in {config.out} was started with {saved.get(name)!r}")
+    return Config(**{**saved, **given})
+
+
+def script(main) -> None:
+    """Run a script's main() from the shell: a user's error is one line and status 2; an interrupt says how to go on."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+# ------------------------------------------------------------------------------------------------------ device, randomness
+
+def pick_device(config) -> torch.device:
+    """The device of --device; switches autocast on for all that follows if --dtype is bfloat16 (parameters stay float32)."""
+    name = config.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):                            # not the name of a device, or torch was built without it
+        raise UserError(f"--device {name}: not available here, expected cuda, mps or cpu") from None
+    torch.set_autocast_enabled(device.type, (config.dtype or ("float32" if device.type == "cpu" else "bfloat16")) == "bfloat16")
+    torch.set_autocast_dtype(device.type, torch.bfloat16)
+    torch.set_autocast_cache_enabled(False)                           # a cached copy of a weight would outlive its update
+    return device
+
+
+def numpy_rng(seed: int, step: int, purpose: str) -> np.random.Generator:
+    """All randomness comes from (seed, step), so that a run can be continued from any step."""
+    return np.random.default_rng((seed, step, zlib.crc32(purpose.encode())))
+
+
+def torch_rng(seed: int, step: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int(numpy_rng(seed, step, purpose).integers(2 ** 63)))
+
+
+# ------------------------------------------------------------------------------------------------------ run directory
+
+def model_directory(path: str) -> Path:
+    """A run's model/, or the directory itself."""
+    path = Path(path)
+    return path / "model" if (path / "model" / "config.json").is_file() else path
+
+
+def trained(run: str, train, config) -> str:
+    """`run`, trained first by the script's main `train` if it isn't there, or finished if it was cut off."""
+    if not (Path(run) / "model" / "config.json").is_file():
+        print(f"{run} is not there yet: training it first", flush=True)
+        train(["--out", run, *(["--device", config.device] if config.device else []),
+               *(["--resume"] if (Path(run) / "checkpoint.pt").is_file() else [])])
+    return run
+
+
+class Run:
+    """A run directory and its progress bar. Nothing is written before `start`, when all input has been read and checked."""
+
+    def __init__(self, config):
+        self.config, self.path = config, Path(config.out or f"runs/{config.algorithm}")
+        self.held = [name for name in RUN_FILES if (self.path / name).exists()]
+        if self.held and not config.resume and not config.overwrite:
+            raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): use --resume, --overwrite or another --out")
+
+    def start(self, parts: dict, **values):
+        """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
+        with user_errors():
+            if self.config.resume:
+                return self._load(parts)
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in self.held:
+                shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
+            self._write("config.json", lambda f: f.write(json.dumps(
+                {"algorithm": self.config.algorithm, **asdict(self.config)}, indent=1).encode() + b"\n"))
+        self.save(0, parts, **values)
+        return 0, values
+
+    def _load(self, parts):
+        file = self.path / "checkpoint.pt"
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(state["parts"][name])
+        except Exception as error:                                   # torch has no one class for a file that it can't read
+            raise UserError(f"{file}: can't be resumed from: {error!r}".replace("\n", " ")) from error
+        if state["step"] >= self.config.steps and (self.path / "model" / "config.json").is_file():
+            print(f"{self.path}: finished at step {state['step']}, nothing to do (--steps N goes further)")
+            sys.exit(0)
+        for name, size in state["sizes"].items():                    # forget what came after the checkpoint
+            if size:
+                os.truncate(self.path / name, size)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        return state["step"], state["values"]
+
+    def save(self, step: int, parts: dict, **values) -> None:
+        """One checkpoint dict, written beside the last one and renamed over it."""
+        sizes = {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0
+                 for name in ("metrics.csv", "samples.txt")}
+        state = {"step": step, "values": values, "sizes": sizes, "parts": {name: part.state_dict() for name, part in parts.items()}}
+        self._write("checkpoint.pt", lambda f: torch.save(state, f))
+
+    def _write(self, name: str, write) -> None:
+        part = self.path / (name + ".part")
+        with open(part, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, self.path / name)
+
+    def steps(self, first: int):
+        """The steps that are left, with a progress bar that shows the time left."""
+        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps, desc=self.path.name, dynamic_ncols=True)
+        return self.bar
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something done `every` steps (0: only at the end) is due after this step, which counts from 0."""
+        return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
+
+    def log(self, row: dict, shown: dict) -> None:
+        """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
+        file = self.path / "metrics.csv"
+        new = not file.exists()
+        with open(file, "a", newline="", encoding="utf-8") as f:
+            writer = csv.writer(f)
+            if new:
+                writer.writerow(row)
+            writer.writerow(f"{float(v):.6g}" if v != "" else "" for v in row.values())
+        self.bar.set_postfix_str("  ".join(f"{name} {value}" for name, value in shown.items()))
+
+    def sample(self, title: str, lines: list[str]) -> None:
+        """Prompts and answers at an evaluation, appended to samples.txt."""
+        with open(self.path / "samples.txt", "a", encoding="utf-8") as f:
+            f.write("\n".join([f"=== {title}", *lines, "", ""]))
+
+    def plot(self, panels: dict[str, list[str]]) -> None:
+        """curves.png: a panel for each entry, axis label -> columns of metrics.csv."""
+        import matplotlib
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+        with open(self.path / "metrics.csv", newline="", encoding="utf-8") as f:
+            rows = list(csv.DictReader(f))
+        columns = 3
+        figure, axes = plt.subplots(math.ceil(len(panels) / columns), columns, figsize=(12, 3 * math.ceil(len(panels) / columns)),
+                                    squeeze=False, layout="constrained")
+        for axis, (label, names) in zip(axes.flat, panels.items()):
+            for name in names:
+                points = [(int(row["step"]), float(row[name])) for row in rows if row[name] != ""]
+                axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
+            axis.set(xlabel="step", ylabel=label)
+            axis.grid(alpha=0.3)
+            if len(names) > 1:
+                axis.legend(fontsize=8)
+        for axis in axes.flat[len(panels):]:
+            axis.axis("off")
+        figure.suptitle(f"{self.config.algorithm}: {self.path}")
+        figure.savefig(self.path / "curves.png", dpi=110)
+        plt.close(figure)

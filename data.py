@@ -1,0 +1,202 @@
+"""The built-in task with its verifier and demonstrations, JSONL data sets, and batches.
+
+The task: the sum of three numbers from 1 to 99, `17+58+23=`. It can be answered straight away (hard for a small model) or step
+by step between <think> and </think> (easy). One prompt in eight, by a hash, is held out: never trained on, used to evaluate.
+"""
+import importlib.util
+import json
+import math
+import re
+import traceback
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import UserError, numpy_rng
+
+REASON_SHARE = 0.4                     # of the demonstrations think first; greedily, the model then answers straight away
+
+
+# ------------------------------------------------------------------------------------------------------ the built-in task
+
+def sum_problems(n: int, rng: np.random.Generator, held_out: bool = False) -> list[dict]:
+    """n problems: {"prompt": "17+58+23="}."""
+    problems = []
+    while len(problems) < n:
+        for a, b, c in rng.integers(1, 100, (n, 3)):
+            prompt = f"{a}+{b}+{c}="
+            if (zlib.crc32(prompt.encode()) % 8 == 0) == held_out:
+                problems.append({"prompt": prompt})
+    return problems[:n]
+
+
+def demonstration(prompt: str, reason: bool) -> str:
+    """A correct answer in one of the two styles: `98` or `<think>17+58=75, 75+23=98</think>98`."""
+    a, b, c = map(int, prompt[:-1].split("+"))
+    thought = f"<think>{a}+{b}={a + b}, {a + b}+{c}={a + b + c}</think>" if reason else ""
+    return f"{thought}{a + b + c}"
+
+
+def verify_sum(prompt: str, completion: str) -> float:
+    """1.0 if what follows the last </think> (or all, if there is none) is the integer that the prompt asks for, else 0.0."""
+    answer = completion.rpartition("</think>")[2].strip()
+    return float(re.fullmatch(r"[0-9]{1,9}", answer) is not None and int(answer) == sum(map(int, prompt[:-1].split("+"))))
+
+
+def sum_reward(prompts: list[str], completions: list[str], **columns) -> list[float]:
+    """The verifier as a reward function."""
+    return [verify_sum(prompt, completion) for prompt, completion in zip(prompts, completions)]
+
+
+# ------------------------------------------------------------------------------------------------------ JSONL
+
+def read_jsonl(path: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[dict]:
+    """One JSON object a line, checked before anything trains. ValueError names the line, the field, found and expected.
+
+    Each of the `required` fields is text, or a list of {"role", "content"} messages. "line" is added to each example."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8") from None
+    examples = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            example = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
+        if not isinstance(example, dict):
+            raise ValueError(f"{path}, line {number}: found {type(example).__name__}, expected an object with {', '.join(required)}")
+        for name in required:
+            value = example.get(name)
+            if not (isinstance(value, str) or isinstance(value, list) and value and all(
+                    isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value)):
+                raise ValueError(f"{path}, line {number}: {name} is {json.dumps(value)[:60] if name in example else 'missing'}, "
+                                 'expected text or a list of {"role", "content"} messages')
+        if len({type(example[name]) for name in required}) > 1:
+            raise ValueError(f"{path}, line {number}: {' and '.join(required)} mix text and messages, expected one kind")
+        examples.append({**example, "line": number})
+    if not examples:
+        raise ValueError(f"{path}: no examples in it, expected a JSON object a line")
+    return examples
+
+
+def encode_prompt(tokenizer, prompt) -> list[int]:
+    """Ids of a prompt: text as it is, messages through the chat template up to where the assistant begins."""
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    return tokenizer.encode(tokenizer.apply_chat_template(prompt), special=True)
+
+
+def encode_completion(tokenizer, prompt, completion) -> list[int]:
+    """Ids of an answer, its stop token included. Prompt and answer are encoded apart, so no token straddles the boundary."""
+    if isinstance(prompt, str):
+        return tokenizer.encode(completion) + [tokenizer.eos_id]
+    before = tokenizer.apply_chat_template(prompt)
+    whole = tokenizer.apply_chat_template(prompt + completion, add_generation_prompt=False)
+    if not whole.startswith(before):
+        raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
+    ids = tokenizer.encode(whole[len(before):], special=True)
+    return ids[:ids.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in ids else ids + [tokenizer.eos_id]
+
+
+def usable(examples: list[dict], path: str, reason_not) -> list[dict]:
+    """Drop the examples for which `reason_not(example)` is a text; say how many and where the first is."""
+    kept, dropped = [], {}
+    for example in examples:
+        reason = reason_not(example)
+        if reason:
+            dropped.setdefault(reason, []).append(example["line"])
+        else:
+            kept.append(example)
+    for reason, lines in dropped.items():
+        print(f"{path}: dropped {len(lines)} of {len(examples)} examples, {reason} (first: line {lines[0]})")
+    if not kept:
+        raise ValueError(f"{path}: none of {len(examples)} examples can be used")
+    return kept
+
+
+def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
+    """The n examples of a step: epoch after epoch, each in an order of its own that comes from (seed, epoch)."""
+    orders, batch = {}, []
+    for i in range(step * n, (step + 1) * n):
+        epoch, place = divmod(i, len(examples))
+        if epoch not in orders:
+            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(len(examples))
+        batch.append(examples[orders[epoch][place]])
+    return batch
+
+
+def load_prompts(config, tokenizer, context: int):
+    """Prompts for PPO and GRPO: a function step -> examples of that step, and the held-out examples of every evaluation.
+
+    An example is {"prompt", "ids", and the data's other fields}. Of a JSONL file a tenth at most is held out."""
+    if not config.data:
+        def with_ids(problems):
+            return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems]
+        return (lambda step: with_ids(sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))),
+                with_ids(sum_problems(config.eval_problems, numpy_rng(0, 0, "evaluation"), held_out=True)))
+    longest = context - config.max_new_tokens
+    examples = usable(
+        [{**e, "ids": encode_prompt(tokenizer, e["prompt"])} for e in read_jsonl(config.data, ("prompt",))], config.data,
+        lambda e: "" if 0 < len(e["ids"]) <= longest else f"prompt empty or over {longest} tokens, what --max-new-tokens leaves of the context")
+    train, held_out = hold_out(examples, config.eval_problems)
+    return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
+
+
+def hold_out(examples: list[dict], most: int) -> tuple[list[dict], list[dict]]:
+    """Split off a tenth, `most` at most, for evaluation; with fewer than ten examples, all are used for both."""
+    order, n = np.random.default_rng(0).permutation(len(examples)), min(most, len(examples) // 10)
+    held_out, train = [examples[i] for i in order[:n]], [examples[i] for i in sorted(order[n:])]
+    return train, held_out or train
+
+
+def load_reward(spec: str):
+    """--reward verifier, or FILE.py:FUNCTION: f(prompts, completions, **columns) -> list of floats. Runs the user's code."""
+    if spec == "verifier":
+        return sum_reward
+    file, _, name = spec.rpartition(":")
+    if not file or not Path(file).is_file():
+        raise ValueError(f"--reward {spec}: expected `verifier` or FILE.py:FUNCTION with a file that exists")
+    module_spec = importlib.util.spec_from_file_location("user_reward", file)
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
+    if not callable(getattr(module, name, None)):
+        raise ValueError(f"--reward {spec}: {file} has no function {name}")
+    return getattr(module, name)
+
+
+def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool], tokenizer) -> list[float]:
+    """The reward function's score of each answer. It sees text (for message prompts, messages) without special tokens.
+
+    The built-in verifier gives 0 to an answer that was cut off."""
+    texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
+    completions = [t if isinstance(e["prompt"], str) else [{"role": "assistant", "content": t}] for e, t in zip(examples, texts)]
+    columns = {name: [e.get(name) for e in examples] for name in examples[0] if name not in ("prompt", "ids", "line")}
+    try:
+        scores = [float(score) for score in reward([e["prompt"] for e in examples], completions, **columns)]
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"the reward function failed at {frame.filename}, line {frame.lineno}: {error!r}", status=1) from error
+    if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
+        raise UserError(f"the reward function {reward.__name__} gave {len(scores)} values for {len(answers)} answers, "
+                        f"{sum(map(math.isfinite, scores))} of them finite: expected a finite number each", status=1)
+    return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores
+
+
+# ------------------------------------------------------------------------------------------------------ batches
+
+def pad_batch(rows: list[tuple[list[int], list[int]]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prompt ids, answer ids) pairs -> tokens (B, T) int64, right-padded with 0, and mask (B, T) bool, true on the answers."""
+    T = max(len(prompt) + len(answer) for prompt, answer in rows)
+    tokens, mask = np.zeros((len(rows), T), dtype=np.int64), np.zeros((len(rows), T), dtype=bool)
+    for b, (prompt, answer) in enumerate(rows):
+        tokens[b, :len(prompt) + len(answer)] = prompt + answer
+        mask[b, len(prompt):len(prompt) + len(answer)] = True
+    return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)

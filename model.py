@@ -1,0 +1,191 @@
+"""A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (the Llama block).
+
+Parameters carry the names of Hugging Face's Llama, so that a checkpoint needs no translation. There is no dropout: train and
+eval mode compute the same function, and the importance ratio of a fresh rollout is 1. Left out: attention masks and
+position ids. Padding is on the right, where a causal model never looks.
+
+Shapes: B rows, T tokens, C = dim, nh heads of size hs, nkv key-value heads, V vocabulary.
+"""
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class ModelConfig:
+    """Sizes of a `Transformer`. dim = n_heads * head_dim; n_kv_heads divides n_heads; max_seq_len in tokens."""
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    ffn_dim: int
+    max_seq_len: int = 2048
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.dim % self.n_heads or self.n_heads % self.n_kv_heads or self.head_dim % 2:
+            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} of an even size, "
+                             f"and n_heads into n_kv_heads {self.n_kv_heads}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + ε) * weight, the mean in float32. Zhang & Sennrich 2019 (arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: turns the pair (x_i, x_{i + hs/2}) by position * theta^(-2i/hs). RoFormer (arXiv:2104.09864).
+
+    x (B, T, n, hs); cos, sin (B or 1, T, 1, hs)."""
+    x1, x2 = x.chunk(2, -1)
+    return x * cos + torch.cat((-x2, x1), -1) * sin
+
+
+class KVCache:
+    """Keys and values of all layers, allocated once: (B, S, nkv, hs) each. Row b may be filled to a length of its own."""
+
+    def __init__(self, config: ModelConfig, batch_size: int, max_len: int, device, dtype):
+        shape = (config.n_layers, 2, batch_size, max_len, config.n_kv_heads, config.head_dim)
+        self.data = torch.zeros(shape, device=device, dtype=dtype)
+        self.rows = torch.arange(batch_size, device=device)[:, None]                              # (B, 1)
+
+    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, T, nkv, hs) at positions (B, T) of each row; return all of the first `length` (B, length, nkv, hs)."""
+        keys, values = self.data[layer]
+        keys[self.rows, positions], values[self.rows, positions] = k.to(keys.dtype), v.to(keys.dtype)
+        return keys[:, :length], values[:, :length]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop the rows that are not in the index `rows`."""
+        self.data, self.rows = self.data[:, :, rows], self.rows[:len(rows)]
+
+
+class Attention(nn.Module):
+    """Causal attention in which nh / nkv query heads share one key-value head. GQA (arXiv:2305.13245)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append=None, seen: Tensor | None = None) -> Tensor:
+        B, T, _ = x.shape
+        q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)                                            # (B, T, n, hs)
+        if append is not None:
+            k, v = append(k, v)                                                                    # (B, S, nkv, hs)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))                                           # (B, n, T or S, hs)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=q.shape[1] != k.shape[1])
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)). Shazeer 2020 (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.input_layernorm, self.self_attn = RMSNorm(config.dim, config.norm_eps), Attention(config)
+        self.post_attention_layernorm, self.mlp = RMSNorm(config.dim, config.norm_eps), MLP(config)
+
+    def forward(self, x: Tensor, *attention_inputs) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), *attention_inputs)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """tokens (B, T) -> logits (B, T, V); logits[:, t] score token t + 1. More tokens than max_seq_len are a ValueError."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+        angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequencies).repeat(1, 2)    # (S, hs)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        for name, p in self.named_parameters():
+            if p.dim() == 2:        # GPT-2: the layers that write into the residual stream start smaller, by 1/sqrt(their number)
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / (2 * config.n_layers) ** 0.5 if residual else 0.02)
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None, length: int = 0) -> Tensor:
+        """tokens (B, T) -> final hidden states (B, T, C).
+
+        With a cache, the tokens go to `positions` (B, T) of their rows, and each attends to all up to its own position;
+        length: one more than the largest position.
+        """
+        x = self.embed_tokens(tokens)
+        seen, append = None, None
+        if cache is None:
+            if tokens.shape[1] > self.config.max_seq_len:
+                raise ValueError(f"{tokens.shape[1]} tokens exceed the model's context of {self.config.max_seq_len}")
+            cos, sin = self.cos[None, :tokens.shape[1], None], self.sin[None, :tokens.shape[1], None]
+        else:
+            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]                # (B, T, 1, hs)
+            seen = (torch.arange(length, device=tokens.device) <= positions[..., None])[:, None]       # (B, 1, T, S)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+        for i, layer in enumerate(self.layers):
+            if cache is not None:
+                append = lambda k, v: cache.write(i, k, v, positions, length)
+            x = layer(x, cos, sin, append, seen)
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.lm_head(self.hidden(tokens))
+
+
+class ScalarModel(nn.Module):
+    """A Transformer's trunk (its own copy) and a linear head: tokens (B, T) -> one number a token (B, T), float32 or wider.
+
+    The number at t has seen tokens[:, :t + 1]. A reward model is read at the last token; a critic at every one, where the
+    number at t - 1 is V(s_t), the value of the state before token t. The head starts at 0, and so does every value.
+    """
+
+    def __init__(self, transformer: Transformer):
+        super().__init__()
+        self.config = transformer.config
+        self.trunk = copy.deepcopy(transformer)
+        del self.trunk.lm_head
+        weight = transformer.embed_tokens.weight
+        self.score = nn.Linear(self.config.dim, 1, bias=False, device=weight.device, dtype=weight.dtype)
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values = self.score(self.trunk.hidden(tokens)).squeeze(-1)
+        return values if values.dtype == torch.float64 else values.float()

@@ -1,0 +1,111 @@
+"""Supervised fine-tuning: the policy that everything else starts from.
+
+    loss = -mean log π(answer token | what came before)          over the tokens of the answers, stop token included
+
+With no arguments it trains a model of 0.8 M parameters from nothing on the built-in task. Its demonstrations are all correct,
+but fewer than half think first. The model comes to reason about as often as they do: it can, but seldom does.
+"""
+import math
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, user_errors
+from data import (REASON_SHARE, demonstration, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems,
+                  sum_reward, take, usable)
+from evaluate import evaluate
+from losses import sft_loss
+from model import ModelConfig, Transformer
+from pretrained import load_pretrained, save_pretrained
+from rollout import in_micro_batches, micro_batches, token_log_probs
+from tokenizer import builtin_tokenizer
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    algorithm: ClassVar[str] = "sft"
+    model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
+    steps: int = setting(600, "updates", low=1)
+    batch_size: int = setting(256, "examples a step", low=1)
+    lr: float = setting(3e-3, "peak learning rate; warmed up, then a cosine to 0", low=0.0)
+    warmup: int = setting(20, "steps over which the learning rate rises", low=0)
+    eval_every: int = setting(100, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(200, "steps between checkpoints; 0: only at the end", low=0)
+
+
+def main(argv=None) -> None:
+    config = parse(Config, __doc__, argv)
+    run, device = Run(config), pick_device(config)
+    torch.manual_seed(config.seed)                                        # the initial weights
+
+    # 1. The model, and a function from a step to its examples: (prompt ids, answer ids)
+    with user_errors():
+        if config.model:
+            policy, tokenizer = load_pretrained(model_directory(config.model), torch.float32, device)
+        else:
+            tokenizer = builtin_tokenizer()
+            policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=344,
+                                             max_seq_len=128)).to(device)
+        if config.data:
+            examples = [{**e, "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))}
+                        for e in read_jsonl(config.data, ("prompt", "completion"))]
+            context = policy.config.max_seq_len
+            examples = usable(examples, config.data, lambda e: f"longer than the context of {context} tokens" if len(sum(e["rows"], [])) > context
+                              else "empty prompt" if not e["rows"][0] else "empty completion" if len(e["rows"][1]) < 2 else "")
+            train, held_out = hold_out(examples, config.eval_problems)
+            batch = lambda step: [e["rows"] for e in take(train, config.batch_size, config.seed, step)]
+        else:
+            held_out = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in
+                        sum_problems(config.eval_problems, numpy_rng(0, 0, "evaluation"), held_out=True)]
+
+            def batch(step):
+                rng = numpy_rng(config.seed, step, "prompts")
+                return [(tokenizer.encode(p["prompt"]),
+                         tokenizer.encode(demonstration(p["prompt"], rng.random() < REASON_SHARE)) + [tokenizer.eos_id])
+                        for p in sum_problems(config.batch_size, rng)]
+
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    parts = {"policy": policy, "optimizer": optimizer}
+    first_step, _ = run.start(parts)
+
+    for step in run.steps(first_step):
+        started = time.perf_counter()
+        # 2. One update, on micro-batches whose gradients add up to the batch's: every loss is divided by the batch's token count
+        tokens, mask = pad_batch(batch(step), device)
+        lr = config.lr * min((step + 1) / max(config.warmup, 1), 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        loss = 0.0
+        for rows, T in micro_batches(mask, config.micro_batch_tokens):
+            logp = token_log_probs(policy, tokens[rows, :T], mask[rows, :T])
+            micro_loss, _ = sft_loss(logp, mask[rows, :T], denominator=mask.sum())
+            micro_loss.backward()
+            loss += micro_loss.item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+
+        # 3. What people see
+        row = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": grad_norm, "tokens_per_second": mask.sum().item() / seconds,
+               "seconds": seconds, "eval_loss": "", "eval_greedy": "", "eval_sampled": ""}
+        if run.due(step, config.eval_every):
+            if config.data:
+                tokens, mask = pad_batch([e["rows"] for e in held_out], device)
+                logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
+                row["eval_loss"] = sft_loss(logp, mask)[0].item()
+            else:
+                row["eval_greedy"], row["eval_sampled"], lines = evaluate(policy, tokenizer, sum_reward, held_out, 32)
+                run.sample(f"step {step + 1}: greedy {row['eval_greedy']:.3f}, sampled {row['eval_sampled']:.3f}", lines)
+        run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
+        if run.due(step, config.save_every):
+            run.save(step + 1, parts)
+
+    save_pretrained(policy, tokenizer, run.path / "model")
+    run.plot({"loss (nats a token)": ["loss", "eval_loss"], "accuracy": ["eval_greedy", "eval_sampled"], "gradient norm": ["grad_norm"]})
+
+
+if __name__ == "__main__":
+    script(main)
