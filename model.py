@@ -1,6 +1,6 @@
-"""A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (the Llama block).
+"""A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (Llama; Qwen3 with qk_norm).
 
-Parameters carry the names of Hugging Face's Llama, so that a checkpoint needs no translation. There is no dropout: train and
+Parameters carry the names of Hugging Face's Llama and Qwen3, so that a checkpoint needs no translation. There is no dropout: train and
 eval mode compute the same function, and the importance ratio of a fresh rollout is 1. Left out: attention masks and
 position ids. Padding is on the right, where a causal model never looks.
 
@@ -27,6 +27,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    qk_norm: bool = False
 
     def __post_init__(self):
         if self.dim % self.n_heads or self.n_heads % self.n_kv_heads or self.head_dim % 2:
@@ -87,11 +88,13 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append=None, seen: Tensor | None = None) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)                                            # (B, T, n, hs)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)                                            # (B, T, n, hs)
         if append is not None:
             k, v = append(k, v)                                                                    # (B, S, nkv, hs)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))                                           # (B, n, T or S, hs)
@@ -139,10 +142,11 @@ class Transformer(nn.Module):
         angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequencies).repeat(1, 2)    # (S, hs)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
+        std = (2 / (5 * config.dim)) ** 0.5                         # "small init", Nguyen & Salazar 2019 (arXiv:1910.05895)
         for name, p in self.named_parameters():
             if p.dim() == 2:        # GPT-2: the layers that write into the residual stream start smaller, by 1/sqrt(their number)
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / (2 * config.n_layers) ** 0.5 if residual else 0.02)
+                nn.init.normal_(p, std=std / (2 * config.n_layers) ** 0.5 if residual else std)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None, length: int = 0) -> Tensor:
         """tokens (B, T) -> final hidden states (B, T, C).

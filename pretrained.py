@@ -1,6 +1,6 @@
 """Hugging Face model directories, read and written without `transformers`: config.json, model.safetensors, tokenizer files.
 
-Our parameters carry Llama's names, so reading is a rename of prefixes. What can't be loaded is refused by file and field.
+Llama and Qwen3. Our parameters carry their names, so reading is a rename of prefixes. What can't be loaded is refused by file and field.
 """
 import json
 from pathlib import Path
@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from model import ModelConfig, ScalarModel, Transformer
-from tokenizer import load_tokenizer, save_tokenizer
+from tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 FIELDS = {"vocab_size": "vocab_size", "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
           "n_kv_heads": "num_key_value_heads", "ffn_dim": "intermediate_size", "max_seq_len": "max_position_embeddings",
           "rope_theta": "rope_theta", "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings"}
 
 
-def load_pretrained(path, dtype=None, device=None) -> tuple[Transformer, "Tokenizer"]:
+def load_pretrained(path, dtype=None, device=None) -> tuple[Transformer, Tokenizer]:
     """A causal language model and its tokenizer, in eval mode. dtype=None keeps the file's.
 
     Errors: FileNotFoundError or ValueError naming the file and the field, found and expected."""
@@ -29,7 +29,7 @@ def load_pretrained(path, dtype=None, device=None) -> tuple[Transformer, "Tokeni
     return _fill(model, tensors, path, dtype, device), load_tokenizer(path)
 
 
-def load_scalar_model(path, dtype=None, device=None) -> tuple[ScalarModel, "Tokenizer"]:
+def load_scalar_model(path, dtype=None, device=None) -> tuple[ScalarModel, Tokenizer]:
     """A reward model: a sequence classifier with one label and a bias-free `score` head. Errors as `load_pretrained`."""
     path = Path(path)
     model = ScalarModel(Transformer(_read_config(path)))
@@ -46,7 +46,8 @@ def save_pretrained(model: Transformer | ScalarModel, tokenizer, path) -> None:
     if model.config.tie_embeddings:
         tensors.pop("lm_head.weight", None)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    config = {"architectures": ["LlamaForSequenceClassification" if scalar else "LlamaForCausalLM"], "model_type": "llama",
+    family = "qwen3" if model.config.qk_norm else "llama"
+    config = {"architectures": [family.capitalize() + ("ForSequenceClassification" if scalar else "ForCausalLM")], "model_type": family,
               **{hf: getattr(model.config, ours) for ours, hf in FIELDS.items()}, "hidden_act": "silu", "attention_bias": False,
               "mlp_bias": False, "head_dim": model.config.head_dim, "bos_token_id": None, "eos_token_id": tokenizer.eos_id,
               "pad_token_id": tokenizer.pad_id, "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
@@ -64,8 +65,12 @@ def _read_config(path: Path) -> ModelConfig:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
-    for field, expected in {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
-                            "rope_scaling": None, "rope_parameters": None}.items():
+    family = config.get("model_type")
+    if family not in ("llama", "qwen3"):
+        raise ValueError(f"{file}: model_type is {family!r}, supported are 'llama' and 'qwen3'")
+    for field, expected in {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False,
+                            "rope_scaling": None, "rope_parameters": None,
+                            "use_sliding_window": False}.items():
         if config.get(field, expected) != expected:
             raise ValueError(f"{file}: {field} is {config[field]!r}, supported is {expected!r}")
     for hf in FIELDS.values():
@@ -73,7 +78,7 @@ def _read_config(path: Path) -> ModelConfig:
             raise ValueError(f"{file}: {hf} is missing")
     if config.get("head_dim", config["hidden_size"] // config["num_attention_heads"]) * config["num_attention_heads"] != config["hidden_size"]:
         raise ValueError(f"{file}: head_dim is {config['head_dim']}, supported is hidden_size / num_attention_heads")
-    return ModelConfig(**{ours: config[hf] for ours, hf in FIELDS.items()})
+    return ModelConfig(**{ours: config[hf] for ours, hf in FIELDS.items()}, qk_norm=family == "qwen3")
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

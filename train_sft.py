@@ -5,14 +5,13 @@
 With no arguments it trains a model of 0.8 M parameters from nothing on the built-in task. Its demonstrations are all correct,
 but fewer than half think first. The model comes to reason about as often as they do: it can, but seldom does.
 """
-import math
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, user_errors
+from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, user_errors
 from data import (REASON_SHARE, demonstration, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems,
                   sum_reward, take, usable)
 from evaluate import evaluate
@@ -27,12 +26,12 @@ from tokenizer import builtin_tokenizer
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(600, "updates", low=1)
-    batch_size: int = setting(256, "examples a step", low=1)
-    lr: float = setting(3e-3, "peak learning rate; warmed up, then a cosine to 0", low=0.0)
-    warmup: int = setting(20, "steps over which the learning rate rises", low=0)
-    eval_every: int = setting(100, "steps between evaluations; 0: only at the end", low=0)
-    save_every: int = setting(200, "steps between checkpoints; 0: only at the end", low=0)
+    steps: int = setting(1700, "updates", low=1)
+    batch_size: int = setting(64, "examples a step", low=1)
+    lr: float = setting(2e-3, "peak learning rate; a warm-up of 100 steps, constant, then linear to 0 over the last quarter", low=0.0)
+    weight_decay: float = setting(0.1, "of AdamW", low=0.0)
+    eval_every: int = setting(425, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(425, "steps between checkpoints; 0: only at the end", low=0)
 
 
 def main(argv=None) -> None:
@@ -47,7 +46,7 @@ def main(argv=None) -> None:
         else:
             tokenizer = builtin_tokenizer()
             policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=344,
-                                             max_seq_len=128)).to(device)
+                                             max_seq_len=128, rope_theta=100.0, qk_norm=True)).to(device)
         if config.data:
             examples = [{**e, "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))}
                         for e in read_jsonl(config.data, ("prompt", "completion"))]
@@ -66,7 +65,7 @@ def main(argv=None) -> None:
                          tokenizer.encode(demonstration(p["prompt"], rng.random() < REASON_SHARE)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
 
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
 
@@ -74,7 +73,7 @@ def main(argv=None) -> None:
         started = time.perf_counter()
         # 2. One update, on micro-batches whose gradients add up to the batch's: every loss is divided by the batch's token count
         tokens, mask = pad_batch(batch(step), device)
-        lr = config.lr * min((step + 1) / max(config.warmup, 1), 0.5 * (1 + math.cos(math.pi * step / config.steps)))
+        lr = config.lr * min(1, (step + 1) / 100, 4 * (1 - step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = 0.0

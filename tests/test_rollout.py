@@ -1,0 +1,204 @@
+"""Sampling and scoring: what is sampled is what is scored, and nothing depends on the batch around a row."""
+import pytest
+import torch
+
+import rollout as rollout_module
+from losses import aggregate, entropy, gather_log_probs, kl_exact
+from model import ScalarModel, Transformer
+from rollout import generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl, token_log_probs, token_values
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3]]
+EOS = 0
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def sampled(model):
+    return generate(model, PROMPTS * 6, 12, EOS, generator=rng())
+
+
+def test_layout(sampled):
+    """Prompt, answer, padding; the mask is the answer; an answer ends with its first stop token or was cut off."""
+    lengths = set()
+    for b, (prompt, response) in enumerate(zip(PROMPTS * 6, sampled.responses())):
+        n, end = len(prompt), len(prompt) + len(response)
+        assert sampled.tokens[b, :n].tolist() == prompt and sampled.prompt_lengths[b] == n
+        assert sampled.mask[b].nonzero().squeeze(1).tolist() == list(range(n, end))
+        assert (sampled.tokens[b, end:] == 0).all() and (sampled.logp[b][~sampled.mask[b]] == 0).all()
+        assert EOS not in response[:-1]
+        assert sampled.finished[b] == (response[-1] == EOS)
+        assert sampled.finished[b] or len(response) == 12
+        lengths.add(len(response))
+    assert sampled.finished.any() and not sampled.finished.all() and len(lengths) > 3      # so that the cases above occur
+
+
+def test_stop_token_is_an_action(sampled):
+    last = sampled.mask.long().sum(1) + sampled.prompt_lengths - 1
+    row = sampled.finished.nonzero()[0, 0]
+    assert sampled.tokens[row, last[row]] == EOS and sampled.mask[row, last[row]] and sampled.logp[row, last[row]] < 0
+
+
+def test_sampled_log_probs_are_the_scored_ones(model):
+    for temperature in (0.7, 1.0, 1.3):
+        r = generate(model, PROMPTS * 4, 12, EOS, temperature, rng())
+        torch.testing.assert_close(token_log_probs(model, r.tokens, r.mask, temperature).float(), r.logp)
+        assert not torch.allclose(token_log_probs(model, r.tokens, r.mask, temperature + 0.3).float(), r.logp)
+
+
+def test_a_batch_samples_what_its_rows_do_one_by_one(model, sampled):
+    generator = rng()
+    for b, prompt in enumerate(PROMPTS * 6):
+        one = generate(model, [prompt], 12, EOS, generator=generator)
+        assert one.responses()[0] == sampled.responses()[b]
+        assert one.finished[0] == sampled.finished[b]
+
+
+def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
+    r = generate(model, [[1, 2]] * 64, 3, None, generator=rng())
+    assert len({response[0] for response in r.responses()}) > 3
+
+
+def test_sampler_follows_the_distribution():
+    """Chi-square of 20,000 draws against softmax(logits / 0.7): 9 degrees of freedom, 27.9 at p = 0.001."""
+    logits, n = torch.randn(10, generator=rng()), 20000
+    tokens, logp = sample(logits.expand(n, 10), 0.7, torch.rand(n, generator=rng(1)))
+    p = torch.softmax(logits / 0.7, 0)
+    observed = torch.bincount(tokens, minlength=10)
+    assert ((observed - n * p) ** 2 / (n * p)).sum() < 27.9
+    torch.testing.assert_close(logp, p.log()[tokens])
+
+
+def test_greedy_takes_the_most_likely_token(model):
+    r = generate(model, PROMPTS, 6, EOS, temperature=0)
+    logits = model(r.tokens)
+    for b, response in enumerate(r.responses()):
+        n = len(PROMPTS[b])
+        assert response == logits[b, n - 1:n - 1 + len(response)].argmax(-1).tolist()
+
+
+def test_several_stop_ids_and_none(model):
+    several = generate(model, PROMPTS * 4, 12, [0, 3, 5], generator=rng())
+    assert {r[-1] for r, f in zip(several.responses(), several.finished) if f} == {0, 3, 5}
+    never = generate(model, PROMPTS, 12, None, generator=rng())
+    assert not never.finished.any() and all(len(r) == 12 for r in never.responses())
+
+
+def test_what_does_not_fit_is_refused(model):
+    with pytest.raises(ValueError, match="prompt 1 has 30 tokens, expected 1 to 28"):
+        generate(model, [[1], [1] * 30], 4, EOS)
+    with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
+        generate(model, [[]], 4, EOS)
+    assert generate(model, [[1] * 28], 4, None).tokens.shape == (1, 32)
+
+
+# ------------------------------------------------------------------------------------------------------ scoring
+
+def test_log_probs_are_those_of_the_full_logits(model, batch):
+    tokens, mask = batch
+    logp, entropies = token_log_probs(model, tokens, mask, 0.8, with_entropy=True)
+    logits = model(tokens).float() / 0.8
+    expected = torch.zeros(tokens.shape)
+    for b, t in mask.nonzero().tolist():
+        expected[b, t] = torch.log_softmax(logits[b, t - 1], 0)[tokens[b, t]]
+        torch.testing.assert_close(entropies[b, t], entropy(logits[b, t - 1]))
+    torch.testing.assert_close(logp, expected)
+
+
+def test_chunks_change_neither_values_nor_gradients(model, batch, monkeypatch):
+    tokens, mask = batch
+    def run():
+        model.zero_grad()
+        logp = token_log_probs(model, tokens, mask)
+        (logp * torch.arange(10)).sum().backward()
+        return [logp.detach()] + [p.grad.clone() for p in model.parameters()]
+    whole = run()
+    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 3 * 11)                # three tokens at a time
+    for a, b in zip(whole, run()):
+        torch.testing.assert_close(a, b)
+
+
+def test_padding_and_row_order_change_nothing(model, batch):
+    tokens, mask = batch
+    logp = token_log_probs(model, tokens, mask)
+    padded = torch.cat((tokens, torch.full((4, 5), 7)), 1), torch.cat((mask, torch.zeros(4, 5, dtype=torch.bool)), 1)
+    torch.testing.assert_close(token_log_probs(model, *padded)[:, :10], logp)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(token_log_probs(model, tokens[order], mask[order]), logp[order])
+
+
+def test_first_token_cannot_be_an_action(model, batch):
+    tokens, mask = batch
+    mask[1, 0] = True
+    with pytest.raises(ValueError, match="first token"):
+        token_log_probs(model, tokens, mask)
+
+
+def test_exact_kl(model, batch):
+    tokens, mask = batch
+    torch.manual_seed(5)
+    other = Transformer(model.config).double()
+    expected = torch.zeros(4, 10)
+    expected[:, 1:] = kl_exact(model(tokens).float() / 0.9, other(tokens).float() / 0.9)[:, :-1]
+    torch.testing.assert_close(token_kl(model, other, tokens, mask, 0.9), expected * mask)
+    assert (token_kl(model, model, tokens, mask) == 0).all()
+
+
+def test_value_of_a_state_is_read_before_its_action(model, batch):
+    tokens, mask = batch
+    critic = ScalarModel(model)
+    torch.nn.init.normal_(critic.score.weight)
+    values = token_values(critic, tokens, mask)
+    changed = tokens.clone()
+    changed[0, 5] = (changed[0, 5] + 1) % 11                                     # V(s_5) has not seen token 5; V(s_6) has
+    moved = token_values(critic, changed, mask) != values
+    assert moved[0].nonzero().min() == 6 and not moved[1:].any()
+    torch.testing.assert_close(values[0, 5], critic(tokens)[0, 4])
+    assert (values[~mask] == 0).all()
+
+
+def test_score_is_read_at_the_last_action_whatever_the_padding(model, batch):
+    tokens, mask = batch
+    reward_model = ScalarModel(model)
+    torch.nn.init.normal_(reward_model.score.weight)
+    scores = sequence_scores(reward_model, tokens, mask)
+    torch.testing.assert_close(scores, reward_model(tokens)[torch.arange(4), torch.tensor([9, 4, 8, 7])])
+    padded = torch.cat((tokens, torch.full((4, 3), 9)), 1), torch.cat((mask, torch.zeros(4, 3, dtype=torch.bool)), 1)
+    torch.testing.assert_close(sequence_scores(reward_model, *padded), scores)
+
+
+# ------------------------------------------------------------------------------------------------------ micro-batches
+
+def test_micro_batches_cover_every_row_once(batch):
+    _, mask = batch
+    for size in (1, 12, 20, 1000):
+        parts = micro_batches(mask, size)
+        assert sorted(torch.cat([rows for rows, _ in parts]).tolist()) == [0, 1, 2, 3]
+        for rows, T in parts:
+            assert T == row_lengths(mask)[rows].max() and (len(rows) == 1 or len(rows) * T <= size)
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean", "seq-sum"])
+def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
+    from losses import count_for
+    tokens, mask = batch
+    def gradient(size, denominator):
+        model.zero_grad()
+        for rows, T in micro_batches(mask, size):
+            aggregate(token_log_probs(model, tokens[rows, :T], mask[rows, :T]), mask[rows, :T], mode, denominator).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    aggregate(token_log_probs(model, tokens, mask), mask, mode).backward()
+    whole = torch.cat([p.grad.flatten() for p in model.parameters()])
+    for size in (1, 12, 20):
+        torch.testing.assert_close(gradient(size, count_for(mask, mode)), whole)
+
+
+def test_in_micro_batches(model, batch):
+    tokens, mask = batch
+    logp = token_log_probs(model, tokens, mask)
+    torch.testing.assert_close(in_micro_batches(lambda *rows: token_log_probs(model, *rows), tokens, mask, 12), logp.detach())
+    sums = in_micro_batches(lambda *rows: token_log_probs(model, *rows).sum(1), tokens, mask, 12)
+    torch.testing.assert_close(sums, logp.sum(1).detach())

@@ -1,0 +1,137 @@
+"""The reward model: a Transformer with a scalar head, trained on pairs to score the better answer higher (Bradley-Terry).
+
+    P(chosen beats rejected) = σ(r(chosen) - r(rejected));  loss = -log of it
+
+The score is read at the last token of an answer. On the built-in task the pairs are the SFT model's own samples: two answers
+to one prompt, the one that the verifier calls right is the chosen one. The reward model sees only such pairs, as it would see people's.
+"""
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+import train_sft
+from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, trained, user_errors
+from data import encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
+from evaluate import answer
+from losses import reward_model_loss
+from model import ScalarModel
+from pretrained import load_pretrained, save_pretrained
+from rollout import micro_batches, sequence_scores
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    algorithm: ClassVar[str] = "rm"
+    steps: int = setting(100, "updates", low=1)
+    batch_size: int = setting(64, "pairs a step", low=1)
+    pairs: int = setting(4096, "pairs sampled for the built-in task", low=1)
+    max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
+    lr: float = setting(5e-4, "learning rate, falling linearly to 0", low=0.0)
+    eval_every: int = setting(50, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(50, "steps between checkpoints; 0: only at the end", low=0)
+
+
+def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False) -> list[dict]:
+    """n pairs for the built-in task, at most one a prompt: of four samples the first right and the first wrong one.
+
+    {"prompt", "chosen", "rejected"}: ids, stop token included. Cut-off answers are left out: they can't be told from unfinished ones."""
+    pairs = []
+    for block in range(20 + n // 16):                             # of 128 prompts; a policy that is nearly always right gives few pairs
+        problems = sum_problems(128, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
+        examples = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems for _ in range(4)]
+        rewards, responses, finished, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
+                                                 torch_rng(seed, block, f"pairs {held_out}"))
+        for i in range(0, len(examples), 4):
+            right = [j for j in range(i, i + 4) if finished[j] and rewards[j] == 1]
+            wrong = [j for j in range(i, i + 4) if finished[j] and rewards[j] == 0]
+            if right and wrong:
+                pairs.append({"prompt": examples[i]["ids"], "chosen": responses[right[0]], "rejected": responses[wrong[0]]})
+        if len(pairs) >= n:
+            return pairs[:n]
+    raise UserError(f"found {len(pairs)} prompts with a right and a wrong answer in {len(pairs) and (block + 1) * 128} tries, expected {n}")
+
+
+def load_pairs(config, policy, tokenizer) -> tuple[list[dict], list[dict]]:
+    """Pairs of ids to train on and to evaluate on: sampled from the policy, or from a JSONL file."""
+    if not config.data:
+        return (sample_pairs(policy, tokenizer, config.pairs, config.seed, config.max_new_tokens),
+                sample_pairs(policy, tokenizer, config.eval_problems, 0, config.max_new_tokens, held_out=True))
+    context = policy.config.max_seq_len
+    examples = [{"prompt": encode_prompt(tokenizer, e["prompt"]), "line": e["line"],
+                 **{side: encode_completion(tokenizer, e["prompt"], e[side]) for side in ("chosen", "rejected")}}
+                for e in read_jsonl(config.data, ("prompt", "chosen", "rejected"))]
+    return hold_out(usable(examples, config.data, lambda e: "chosen equal to rejected" if e["chosen"] == e["rejected"]
+                           else "empty prompt" if not e["prompt"] else "empty answer" if min(len(e["chosen"]), len(e["rejected"])) < 2
+                           else f"longer than the context of {context} tokens"
+                           if len(e["prompt"]) + max(len(e["chosen"]), len(e["rejected"])) > context else ""), config.eval_problems)
+
+
+def pad_pairs(pairs: list[dict], device, sides=("chosen", "rejected")):
+    """tokens and mask (sides, P, T): all chosen answers, then all rejected ones."""
+    tokens, mask = pad_batch([(p["prompt"], p[side]) for side in sides for p in pairs], device)
+    return tokens.view(len(sides), len(pairs), -1), mask.view(len(sides), len(pairs), -1)
+
+
+def main(argv=None) -> None:
+    config = parse(Config, __doc__, argv)
+    run, device = Run(config), pick_device(config)
+
+    # 1. Pairs, and a model that starts as the SFT model with a head of zeros
+    with user_errors():
+        start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
+        policy, tokenizer = load_pretrained(start, torch.float32, device)
+        train, held_out = load_pairs(config, policy, tokenizer)
+    reward_model = ScalarModel(policy)
+    optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    parts = {"reward_model": reward_model, "optimizer": optimizer}
+    first_step, _ = run.start(parts)
+
+    def score(tokens, mask):
+        """(2, P, T) -> chosen (P,), rejected (P,)"""
+        return sequence_scores(reward_model, tokens.flatten(0, 1), mask.flatten(0, 1)).view(2, -1)
+
+    for step in run.steps(first_step):
+        started = time.perf_counter()
+        # 2. One update; both answers of a pair go through the model together
+        tokens, mask = pad_pairs(take(train, config.batch_size, config.seed, step), device)
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * (1 - step / config.steps)
+        totals = {"loss": 0.0, "accuracy": 0.0, "margin": 0.0}
+        for rows, T in micro_batches(mask.any(0), config.micro_batch_tokens // 2):
+            chosen, rejected = score(tokens[:, rows, :T], mask[:, rows, :T])
+            loss, stats = reward_model_loss(chosen, rejected, denominator=mask.shape[1])
+            loss.backward()
+            totals["loss"] += loss.item()
+            for name, value in stats.items():
+                totals[name] += value.item() * len(rows) / mask.shape[1]
+        grad_norm = torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0).item()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+
+        # 3. What people see: the share of held-out pairs that are ranked right
+        row = {"step": step + 1, **totals, "grad_norm": grad_norm, "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
+               "eval_accuracy": ""}
+        if run.due(step, config.eval_every):
+            tokens, mask = pad_pairs(held_out, device)
+            with torch.no_grad():
+                right = sum((score(tokens[:, rows, :T], mask[:, rows, :T]).diff(dim=0) < 0).sum().item()
+                            for rows, T in micro_batches(mask.any(0), config.micro_batch_tokens // 2))
+            row["eval_accuracy"] = right / len(held_out)
+            some = [(tokens[:, i:i + 1], mask[:, i:i + 1], held_out[i]) for i in range(min(6, len(held_out)))]
+            with torch.no_grad():
+                lines = [f"[{score(t, m)[k].item():+.2f} {side}] {tokenizer.decode(pair['prompt'] + pair[side])}"
+                         for t, m, pair in some for k, side in enumerate(("chosen", "rejected"))]
+            run.sample(f"step {step + 1}: {row['eval_accuracy']:.3f} of held-out pairs ranked right", lines)
+        run.log(row, {"loss": f"{totals['loss']:.3f}", "accuracy": f"{totals['accuracy']:.3f}"})
+        if run.due(step, config.save_every):
+            run.save(step + 1, parts)
+
+    save_pretrained(reward_model, tokenizer, run.path / "model")
+    run.plot({"loss (nats a pair)": ["loss"], "pairs ranked right (share)": ["accuracy", "eval_accuracy"], "score margin": ["margin"]})
+
+
+if __name__ == "__main__":
+    script(main)
