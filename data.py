@@ -130,21 +130,28 @@ def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
     return batch
 
 
-def load_prompts(config, tokenizer, context: int):
-    """Prompts for PPO and GRPO: a function step -> examples of that step, and the held-out examples of every evaluation.
+def read_prompts(path: str, tokenizer, longest: int) -> list[dict]:
+    """Prompts of a JSONL file for PPO and GRPO: {"prompt", "ids", "line", and its other fields}, `longest` tokens at most."""
+    examples = [{**e, "ids": encode_prompt(tokenizer, e["prompt"])} for e in read_jsonl(path, ("prompt",))]
+    return usable(examples, path, lambda e: "empty prompt" if not e["ids"] else
+                  f"prompt over the {longest} tokens that --max-new-tokens leaves of the context" if len(e["ids"]) > longest else "")
 
-    An example is {"prompt", "ids", and the data's other fields}. Of a JSONL file a tenth at most is held out."""
-    if not config.data:
-        def with_ids(problems):
-            return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems]
-        return (lambda step: with_ids(sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))),
-                with_ids(sum_problems(config.eval_problems, numpy_rng(0, 0, "evaluation"), held_out=True)))
-    longest = context - config.max_new_tokens
-    examples = usable(
-        [{**e, "ids": encode_prompt(tokenizer, e["prompt"])} for e in read_jsonl(config.data, ("prompt",))], config.data,
-        lambda e: "" if 0 < len(e["ids"]) <= longest else f"prompt empty or over {longest} tokens, what --max-new-tokens leaves of the context")
-    train, held_out = hold_out(examples, config.eval_problems)
-    return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
+
+def held_out_problems(n: int, tokenizer) -> list[dict]:
+    """The built-in task's evaluation: the same problems for every script and seed, none of them ever trained on."""
+    return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)]
+
+
+def load_prompts(config, tokenizer, context: int):
+    """A function step -> examples of that step, and the examples of every evaluation."""
+    if config.data:
+        train, held_out = hold_out(read_prompts(config.data, tokenizer, context - config.max_new_tokens), config.eval_problems)
+        return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
+
+    def batch(step):
+        problems = sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))
+        return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems]
+    return batch, held_out_problems(config.eval_problems, tokenizer)
 
 
 def hold_out(examples: list[dict], most: int) -> tuple[list[dict], list[dict]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from common import UserError, model_directory, parse, pick_device, script, setting, torch_rng, user_errors
-from data import load_prompts, load_reward, reward_answers
+from data import held_out_problems, load_reward, read_prompts, reward_answers
 from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
 
@@ -98,8 +98,8 @@ def main(argv=None) -> None:
         if config.data and not config.reward:
             raise ValueError("--data needs --reward FILE.py:FUNCTION")
         reward = load_reward(config.reward or "verifier")
-        config.eval_problems = config.problems
-        _, examples = load_prompts(config, tokenizer, model.config.max_seq_len)
+        examples = (read_prompts(config.data, tokenizer, model.config.max_seq_len - config.max_new_tokens)[:config.problems]
+                    if config.data else held_out_problems(config.problems, tokenizer))
         reference = config.reference or ("runs/sft" if Path("runs/sft/model/config.json").is_file() else "")
         reference = load_pretrained(model_directory(reference), torch.float32, device)[0] if reference else None
 

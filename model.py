@@ -69,7 +69,7 @@ class KVCache:
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Store k, v (B, T, nkv, hs) at positions (B, T) of each row; return all of the first `length` (B, length, nkv, hs)."""
-        keys, values = self.data[layer]
+        keys, values = self.data[layer, 0], self.data[layer, 1]
         keys[self.rows, positions], values[self.rows, positions] = k.to(keys.dtype), v.to(keys.dtype)
         return keys[:, :length], values[:, :length]
 

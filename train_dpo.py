@@ -17,7 +17,7 @@ import torch
 
 import train_sft
 from common import Run, RunConfig, UserError, model_directory, parse, pick_device, script, setting, trained, user_errors
-from data import load_prompts, sum_reward, take
+from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from pretrained import load_pretrained, save_pretrained
@@ -57,8 +57,7 @@ def main(argv=None) -> None:
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         train, held_out = load_pairs(config, policy, tokenizer)
-        if not config.data:
-            _, problems = load_prompts(config, tokenizer, policy.config.max_seq_len)
+        problems = held_out_problems(config.eval_problems, tokenizer)
 
     def answer_log_probs(tokens, mask):
         """log π(answer | prompt), summed over the answer. (rows, T) -> (rows,)"""

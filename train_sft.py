@@ -12,8 +12,8 @@ from typing import ClassVar
 import torch
 
 from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, user_errors
-from data import (REASON_SHARE, demonstration, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems,
-                  sum_reward, take, usable)
+from data import (REASON_SHARE, demonstration, encode_completion, encode_prompt, held_out_problems, hold_out, pad_batch, read_jsonl,
+                  sum_problems, sum_reward, take, usable)
 from evaluate import evaluate
 from losses import sft_loss
 from model import ModelConfig, Transformer
@@ -56,8 +56,7 @@ def main(argv=None) -> None:
             train, held_out = hold_out(examples, config.eval_problems)
             batch = lambda step: [e["rows"] for e in take(train, config.batch_size, config.seed, step)]
         else:
-            held_out = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in
-                        sum_problems(config.eval_problems, numpy_rng(0, 0, "evaluation"), held_out=True)]
+            held_out = held_out_problems(config.eval_problems, tokenizer)
 
             def batch(step):
                 rng = numpy_rng(config.seed, step, "prompts")

@@ -47,6 +47,7 @@ def test_rms_norm():
     torch.testing.assert_close(norm(x), x / math.sqrt(25 / 3) * norm.weight.data)
 
 
+@torch.no_grad()
 def test_cache_equals_full_forward_at_every_position(model):
     """Rows of different lengths: a padded prefill, then tokens one at a time, each row at its own position."""
     tokens = torch.randint(0, 11, (3, 12))
@@ -63,6 +64,7 @@ def test_cache_equals_full_forward_at_every_position(model):
         torch.testing.assert_close(step[:, 0], full[torch.arange(3), at])
 
 
+@torch.no_grad()
 def test_cache_keep_drops_rows(model):
     tokens = torch.randint(0, 11, (3, 6))
     cache = KVCache(model.config, 3, 6, "cpu", torch.float64)

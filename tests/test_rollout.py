@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import rollout as rollout_module
-from losses import aggregate, entropy, gather_log_probs, kl_exact
+from losses import aggregate, entropy, kl_exact
 from model import ScalarModel, Transformer
 from rollout import generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl, token_log_probs, token_values
 
