@@ -1,0 +1,245 @@
+"""Every script, end to end, on tasks small enough for seconds: it learns, writes what the README says, resumes, and refuses."""
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_dpo
+import train_grpo
+import train_ppo
+import train_rm
+import train_sft
+from common import UserError
+from model import ModelConfig, Transformer
+from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from tokenizer import builtin_tokenizer
+
+REWARD = """
+def vowels(prompts, completions, **columns):
+    "share of an answer's 6 places that hold a letter of the column `good`"
+    return [sum(c in good for c in text) / 6 for text, good in zip(completions, columns["good"])]
+def raises(prompts, completions, **columns):
+    return 1 / 0
+def too_few(prompts, completions, **columns):
+    return [1.0]
+def nan(prompts, completions, **columns):
+    return [float("nan")] * len(prompts)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A tiny model, which says a, b, c about equally often, and data sets; the working directory."""
+    path = tmp_path_factory.mktemp("runs")
+    tokenizer = builtin_tokenizer()
+    torch.manual_seed(0)
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer, path / "random")
+    answers = ["abcabc", "cba", "bca", "acbb", "ccab", "baac"]
+    rows = [{"prompt": f"{i}:", "completion": answers[i % 6], "good": "ae"} for i in range(60)]
+    (path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)} for i in range(60)]
+    (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (path / "reward.py").write_text(REWARD)
+    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
+                    "--batch-size", "16", "--lr", "1e-2"])
+    return path
+
+
+def rows(run):
+    with open(run / "metrics.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def column(run, name):
+    return [float(row[name]) for row in rows(run)]
+
+
+def rl(place, out, *flags):
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--out",
+            str(place / out), "--max-new-tokens", "6", "--lr", "3e-3", "--eval-every", "5", *flags]
+
+
+def test_sft_learns(place):
+    loss = column(place / "sft", "loss")
+    assert loss[0] > 4 and loss[-1] < 1.2
+
+
+GRPO = ["--prompts-per-step", "8", "--group-size", "4", "--steps", "12"]
+
+
+@pytest.mark.parametrize("flags", [
+    [], ["--advantage", "dr_grpo", "--minibatches", "2"], ["--advantage", "rloo", "--loss", "cispo"], ["--advantage", "reinforce_pp"],
+    ["--advantage", "remax"], ["--loss", "dapo", "--epochs", "2"], ["--loss", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
+    ["--kl-target", "0.5", "--ref-sync", "4"]], ids=lambda f: "-".join(f).replace("--", "") or "default")
+def test_grpo_learns(place, flags):
+    out = "grpo" + "".join(flags)
+    train_grpo.main(rl(place, out, *GRPO, *flags))
+    reward = column(place / out, "reward")
+    assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
+    assert abs(column(place / out, "kl")[0]) < 1e-9                          # the reference is the policy at the start
+
+
+@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--value-clip", "0", "--lam", "1"]], ids=["ppo", "a2c"])
+def test_ppo_learns(place, flags):
+    out = "ppo" + "".join(flags)
+    train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", *flags))
+    reward = column(place / out, "reward")
+    assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
+    assert column(place / out, "entropy")[0] == 0                            # the critic warms up first: no update of the policy
+    assert column(place / out, "kl")[2] == pytest.approx(0, abs=1e-9)
+    assert column(place / out, "explained_variance")[-1] > 0
+
+
+def test_reward_model_and_ppo_on_it(place):
+    train_rm.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(place / "rm"), "--steps", "30",
+                   "--batch-size", "16", "--lr", "3e-3"])
+    assert float(rows(place / "rm")[-1]["eval_accuracy"]) == 1
+    reward_model, _ = load_scalar_model(place / "rm" / "model")
+    tokens = torch.tensor([list(b"7:aa") + [256], list(b"7:cc") + [256]])
+    good, bad = reward_model(tokens)[:, -1]
+    assert good > bad
+    flags = rl(place, "ppo_rm", "--reward-model", str(place / "rm"), "--prompts-per-step", "32", "--steps", "16")
+    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
+    train_ppo.main(flags)
+    reward = column(place / "ppo_rm", "reward")
+    assert reward[-1] > reward[0] + 0.5
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "simpo", "orpo"])
+def test_dpo_learns(place, loss):
+    out = place / loss
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(out), "--steps", "30",
+                    "--batch-size", "16", "--lr", "3e-3", "--loss", loss])
+    assert float(rows(out)[-1]["eval_pairs"]) == 1
+    margin = [c - r for c, r in zip(column(out, "chosen_logp"), column(out, "rejected_logp"))]
+    assert margin[-1] > margin[0] + 1
+
+
+# ------------------------------------------------------------------------------------------------------ what a run leaves behind
+
+def test_a_run_writes_what_the_readme_says(place):
+    run = place / "files"
+    train_grpo.main(rl(place, "files", *GRPO, "--steps", "2"))
+    assert {p.name for p in run.iterdir()} == {"config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model"}
+    assert {"step", "reward", "kl", "entropy", "response_length", "clip_fraction", "grad_norm", "tokens_per_second", "seconds",
+            "eval_greedy", "eval_sampled"} <= set(rows(run)[0])
+    assert [row["step"] for row in rows(run)] == ["1", "2"] and rows(run)[0]["eval_greedy"] == ""
+    assert "=== step 2: greedy" in (run / "samples.txt").read_text()
+    assert json.loads((run / "config.json").read_text())["group_size"] == 4
+
+
+def test_micro_batches_never_change_the_result(place):
+    for out, size in (("one", "100000"), ("many", "24")):
+        train_grpo.main(rl(place, out, *GRPO, "--steps", "3", "--micro-batch-tokens", size, "--minibatches", "2"))
+    for name in ("reward", "kl", "grad_norm", "entropy", "clip_fraction"):
+        assert column(place / "one", name) == pytest.approx(column(place / "many", name), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"])], ids=["grpo", "ppo"])
+def test_resume_gives_the_run_that_never_stopped(place, script, flags):
+    name = script.__name__
+    whole, cut = name + "_whole", name + "_cut"
+    script.main(rl(place, whole, *flags, "--steps", "6", "--kl-target", "0.5"))
+    script.main(rl(place, cut, *flags, "--steps", "3", "--kl-target", "0.5"))
+    with open(place / cut / "metrics.csv", "a") as f:
+        f.write("4,a row after the checkpoint, as a killed run leaves it\n")
+    script.main(["--out", str(place / cut), "--resume", "--steps", "6"])
+    for row, other in zip(rows(place / whole), rows(place / cut), strict=True):
+        for key in row.keys() - {"seconds", "tokens_per_second", "eval_greedy", "eval_sampled"}:
+            assert row[key] == other[key], key
+    a, b = (load_pretrained(place / run / "model")[0].state_dict() for run in (whole, cut))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_reference_stays_frozen_unless_told_to_move(place):
+    start = load_pretrained(place / "sft" / "model")[0].state_dict()
+    def reference(out, *flags):
+        train_grpo.main(rl(place, out, *GRPO, "--steps", "3", *flags))
+        state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
+        return state["reference"], state["policy"]
+    frozen, policy = reference("frozen")
+    assert all(torch.equal(frozen[k], start[k]) for k in start) and not all(torch.equal(policy[k], start[k]) for k in start)
+    synced, policy = reference("synced", "--ref-sync", "1")
+    assert all(torch.equal(synced[k], policy[k]) for k in start)
+    ema, policy = reference("ema", "--ref-ema", "0.5")
+    assert not any(torch.equal(ema[k], start[k]) or torch.equal(ema[k], policy[k]) for k in ("layers.0.mlp.up_proj.weight", "norm.weight"))
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+@pytest.mark.parametrize("script, flags, message", [
+    (train_grpo, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
+    (train_grpo, ["--lr", "nan"], "--lr: nan is out of range"),
+    (train_grpo, ["--steps", "1.5"], "--steps: invalid int value: '1.5'"),
+    (train_grpo, ["--temperature", "0"], "--temperature: 0 is out of range"),
+    (train_grpo, ["--colour", "red"], "unrecognized arguments: --colour red"),
+    (train_grpo, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"),
+    (train_grpo, ["--model", "nowhere"], "nowhere/config.json: not found"),
+    (train_grpo, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
+    (train_grpo, ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected"),
+    (train_grpo, ["--reward", "{place}/reward.py:g"], "has no function g"),
+    (train_grpo, ["--ref-ema", "0.9", "--ref-sync", "2"], "both given"),
+    (train_grpo, ["--device", "tpu9"], "--device tpu9: not available"),
+    (train_grpo, ["--data", "{place}/nowhere.jsonl", "--reward", "verifier"], "nowhere.jsonl"),
+    (train_ppo, ["--reward", "verifier", "--reward-model", "x"], "both given"),
+    (train_dpo, ["--data", "{place}/sft.jsonl"], "sft.jsonl, line 1: chosen is missing"),
+    (train_dpo, ["--data", "{place}/sft.jsonl", "--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
+    (train_sft, ["--data", "{place}/pairs.jsonl"], "pairs.jsonl, line 1: completion is missing"),
+    (train_sft, ["--resume"], "nothing to resume")])
+def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, script, flags, message):
+    out = tmp_path / "run"
+    flags = [f.format(place=place) for f in flags]
+    if "--model" not in flags and script is not train_sft:
+        flags += ["--model", str(place / "sft")]
+    with pytest.raises(UserError) as error:
+        script.main(["--out", str(out), *flags])
+    assert message in str(error.value) and "\n" not in str(error.value) and error.value.status == 2
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("function, message", [("raises", "reward.py, line 6: ZeroDivisionError"), ("too_few", "1 values for 32 answers"),
+                                               ("nan", "32 values for 32 answers, 0 of them finite")])
+def test_a_bad_reward_function_ends_the_run_with_status_1(place, tmp_path, function, message):
+    flags = rl(place, "unused", *GRPO, "--reward", f"{place / 'reward.py'}:{function}", "--out", str(tmp_path / "run"))
+    with pytest.raises(UserError) as error:
+        train_grpo.main(flags)
+    assert message in str(error.value) and error.value.status == 1
+
+
+def test_a_run_directory_that_holds_a_run_is_left_alone(place, tmp_path):
+    run = tmp_path / "run"
+    flags = rl(place, "unused", *GRPO, "--steps", "1", "--out", str(run))
+    train_grpo.main(flags)
+    (run / "mine.txt").write_text("kept")
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="holds a run already"):
+        train_grpo.main(flags)
+    with pytest.raises(UserError, match="--lr is 0.5, but the run in .* was started with 0.003"):
+        train_grpo.main(["--out", str(run), "--resume", "--lr", "0.5"])
+    with pytest.raises(SystemExit) as finished:
+        train_grpo.main(["--out", str(run), "--resume"])
+    assert not finished.value.code
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    train_grpo.main([*flags, "--overwrite", "--seed", "1"])
+    assert (run / "mine.txt").read_text() == "kept" and json.loads((run / "config.json").read_text())["seed"] == 1
+
+
+def test_the_command_line_says_one_line_and_status_2(tmp_path):
+    root = Path(__file__).parent.parent
+    for command, message in (["train_grpo.py", "--group-size", "1"], "--group-size"), (["evaluate.py", "nowhere"], "nowhere/config.json"):
+        done = subprocess.run([sys.executable, root / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluate(place, capsys):
+    import evaluate
+    flags = [str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--problems", "10",
+             "--samples", "2", "--max-new-tokens", "6", "--reference", str(place / "sft"), "--json"]
+    evaluate.main(flags)
+    result = json.loads(capsys.readouterr().out)
+    assert result["problems"] == 10 and 0 < result["sampled"] < 1 and result["kl"] == 0 and 0 <= result["pass@1"] <= result["pass@2"] <= 1
