@@ -26,12 +26,12 @@ from tokenizer import builtin_tokenizer
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(1700, "updates", low=1)
+    steps: int = setting(1100, "updates", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
     lr: float = setting(2e-3, "peak learning rate; a warm-up of 100 steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
-    eval_every: int = setting(425, "steps between evaluations; 0: only at the end", low=0)
-    save_every: int = setting(425, "steps between checkpoints; 0: only at the end", low=0)
+    eval_every: int = setting(275, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(275, "steps between checkpoints; 0: only at the end", low=0)
 
 
 def main(argv=None) -> None:
@@ -45,7 +45,7 @@ def main(argv=None) -> None:
             policy, tokenizer = load_pretrained(model_directory(config.model), torch.float32, device)
         else:
             tokenizer = builtin_tokenizer()
-            policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=344,
+            policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256,
                                              max_seq_len=128, rope_theta=100.0, qk_norm=True)).to(device)
         if config.data:
             examples = [{**e, "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))}
