@@ -255,10 +255,11 @@ class Run:
         for axis, (label, names) in zip(axes.flat, panels.items()):
             for name in names:
                 points = [(int(row["step"]), float(row[name])) for row in rows if row[name] != ""]
-                axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
+                if points:
+                    axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
             axis.set(xlabel="step", ylabel=label)
             axis.grid(alpha=0.3)
-            if len(names) > 1:
+            if len(axis.lines) > 1:
                 axis.legend(fontsize=8)
         for axis in axes.flat[len(panels):]:
             axis.axis("off")

@@ -41,7 +41,7 @@ class Config(RunConfig):
     lam: float = setting(0.95, "λ of GAE; 1: Monte Carlo, 0: one-step TD", low=0.0, high=1.0)
     clip: float = setting(0.2, "clip range of the ratio", low=0.0)
     value_clip: float = setting(0.2, "clip range of the values, in units of reward; 0: none", low=0.0)
-    lr: float = setting(1e-3, "learning rate of the actor", low=0.0)
+    lr: float = setting(2e-4, "learning rate of the actor", low=0.0)
     critic_lr: float = setting(1e-3, "learning rate of the critic", low=0.0)
     critic_warmup: int = setting(2, "first steps in which only the critic learns", low=0)
     epochs: int = setting(2, "passes over each step's answers", low=1)

@@ -26,12 +26,12 @@ from tokenizer import builtin_tokenizer
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(1100, "updates", low=1)
+    steps: int = setting(1200, "updates", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
     lr: float = setting(2e-3, "peak learning rate; a warm-up of 100 steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
-    eval_every: int = setting(275, "steps between evaluations; 0: only at the end", low=0)
-    save_every: int = setting(275, "steps between checkpoints; 0: only at the end", low=0)
+    eval_every: int = setting(300, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(300, "steps between checkpoints; 0: only at the end", low=0)
 
 
 def main(argv=None) -> None:
