@@ -16,7 +16,7 @@ import torch
 
 from common import UserError, numpy_rng
 
-REASON_SHARE = 0.44                    # of the demonstrations think first; greedily, the model then answers straight away
+REASON_SHARE = 0.4                     # of the demonstrations think first; greedily, the model then answers straight away
 
 
 # ------------------------------------------------------------------------------------------------------ the built-in task

@@ -2,8 +2,9 @@
 
     loss = -mean log π(answer token | what came before)          over the tokens of the answers, stop token included
 
-With no arguments it trains a model of 0.8 M parameters from nothing on the built-in task. Its demonstrations are all correct,
-but fewer than half think first. The model comes to reason about as often as they do: it can, but seldom does.
+With no arguments it trains a model of 0.8 M parameters from nothing on the built-in task, whose demonstrations are all correct.
+At first all of them think, until the model can add; then more than half answer straight away, which it has no time to learn.
+What comes out could reason and be right, but mostly blurts and is wrong.
 """
 import time
 from dataclasses import dataclass
@@ -26,12 +27,12 @@ from tokenizer import builtin_tokenizer
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(1200, "updates", low=1)
+    steps: int = setting(1000, "updates", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
     lr: float = setting(2e-3, "peak learning rate; a warm-up of 100 steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
-    eval_every: int = setting(300, "steps between evaluations; 0: only at the end", low=0)
-    save_every: int = setting(300, "steps between checkpoints; 0: only at the end", low=0)
+    eval_every: int = setting(250, "steps between evaluations; 0: only at the end", low=0)
+    save_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
 
 
 def main(argv=None) -> None:
@@ -59,9 +60,9 @@ def main(argv=None) -> None:
             held_out = held_out_problems(config.eval_problems, tokenizer)
 
             def batch(step):
-                rng = numpy_rng(config.seed, step, "prompts")
+                rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
                 return [(tokenizer.encode(p["prompt"]),
-                         tokenizer.encode(demonstration(p["prompt"], rng.random() < REASON_SHARE)) + [tokenizer.eos_id])
+                         tokenizer.encode(demonstration(p["prompt"], rng.random() < reason_share)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True)
