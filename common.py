@@ -237,10 +237,12 @@ class Run:
             writer.writerow(f"{float(v):.6g}" if v != "" else "" for v in row.values())
         self.bar.set_postfix_str("  ".join(f"{name} {value}" for name, value in shown.items()))
 
-    def sample(self, title: str, lines: list[str]) -> None:
-        """Prompts and answers at an evaluation, appended to samples.txt."""
+    def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
+        """Append what an evaluation found, prompts and answers, to samples.txt. -> found"""
+        title = f"=== step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         with open(self.path / "samples.txt", "a", encoding="utf-8") as f:
-            f.write("\n".join([f"=== {title}", *lines, "", ""]))
+            f.write("\n".join([title, *lines, "", ""]))
+        return found
 
     def plot(self, panels: dict[str, list[str]]) -> None:
         """curves.png: a panel for each entry, axis label -> columns of metrics.csv."""

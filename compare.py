@@ -22,10 +22,11 @@ METHODS = {
     "sft": ["train_sft.py"],
     "rm": ["train_rm.py", "--model", "{sft}"],
     "dpo": ["train_dpo.py", "--model", "{sft}"],
+    "dpo_without_nll": ["train_dpo.py", "--model", "{sft}", "--nll-coef", "0"],
     "grpo": ["train_grpo.py", "--model", "{sft}"],
     "ppo_verifier": ["train_ppo.py", "--model", "{sft}", "--reward", "verifier"],
-    "ppo_rm_weak_kl": ["train_ppo.py", "--model", "{sft}", "--reward-model", "{rm}"],
-    "ppo_rm_strong_kl": ["train_ppo.py", "--model", "{sft}", "--reward-model", "{rm}", "--kl-coef", "0.5"],
+    "ppo_rm": ["train_ppo.py", "--model", "{sft}", "--reward-model", "{rm}", "--eval-every", "5"],
+    "ppo_rm_no_kl": ["train_ppo.py", "--model", "{sft}", "--reward-model", "{rm}", "--eval-every", "5", "--kl-coef", "0"],
 }
 
 

@@ -34,13 +34,13 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
 
 
 def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0, shown: int = 6):
-    """-> mean reward of greedy and of sampled answers, and lines that show the first few sampled answers.
+    """-> {"eval_greedy", "eval_sampled"}: mean rewards; and lines that show the first few sampled answers.
 
     The same noise every time: evaluations differ by the model only."""
     greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0)
     sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"))
     lines = [sample_line(tokenizer, *row) for row in zip(examples[:shown], responses, sampled)]
-    return sum(greedy) / len(greedy), sum(sampled) / len(sampled), lines
+    return {"eval_greedy": sum(greedy) / len(greedy), "eval_sampled": sum(sampled) / len(sampled)}, lines
 
 
 def sample_line(tokenizer, example, response, reward) -> str:

@@ -6,6 +6,10 @@
 
     --loss  dpo | ipo (a margin to reach) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
 
+All losses ask for differences, which grow as well when chosen answers lose less than rejected ones and the rest goes to tokens that
+neither has: sampled answers then break. So the chosen answers' NLL is added (RPO, Pang et al. 2024, arXiv:2404.19733);
+--nll-coef 0 is the DPO of the paper.
+
 On the built-in task the pairs are the SFT model's own samples, as for the reward model. The reference never moves and is the
 model at the start, so its log-probs are taken once, before training. KTO's reference point comes from mismatched prompts and answers.
 """
@@ -25,19 +29,21 @@ from rollout import in_micro_batches, micro_batches, token_log_probs
 from train_rm import load_pairs, pad_pairs
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
+NLL_COEF = {"dpo": 1.0, "ipo": 0.0, "kto": 0.0, "simpo": 0.0, "orpo": 1.0}
 
 
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "dpo"
     loss: str = setting("dpo", "preference loss", choices=tuple(BETA))
-    steps: int = setting(120, "updates", low=1)
+    steps: int = setting(80, "updates", low=1)
     batch_size: int = setting(64, "pairs a step", low=2)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=2)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
     lr: float = setting(3e-4, "learning rate, falling linearly to 0", low=0.0)
     beta: float | None = setting(None, "β; 0.1, and 2 for simpo, if not given", low=1e-6)
     label_smoothing: float = setting(0.0, "dpo: the share of pairs taken to be labelled the wrong way round", low=0.0, high=0.5)
+    nll_coef: float | None = setting(None, "weight of the chosen answers' NLL a token, as in RPO; 1 for dpo and orpo, else 0, if not given", low=0.0)
     gamma: float = setting(1.0, "simpo: target margin", low=0.0)
     desirable_weight: float = setting(1.0, "kto: weight of the good answers", low=0.0)
     undesirable_weight: float = setting(1.0, "kto: weight of the bad answers", low=0.0)
@@ -49,6 +55,7 @@ def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
     run, device = Run(config), pick_device(config)
     beta = BETA[config.loss] if config.beta is None else config.beta
+    nll_coef = NLL_COEF[config.loss] if config.nll_coef is None else config.nll_coef
 
     # 1. The policy, pairs, and the reference's log-probs of their answers: (2, P), summed
     with user_errors():
@@ -77,6 +84,8 @@ def main(argv=None) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
+    if first_step == 0 and config.eval_every and not config.data:
+        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -105,9 +114,9 @@ def main(argv=None) -> None:
                                        config.desirable_weight, config.undesirable_weight, 2 * P)
             elif config.loss == "simpo":
                 loss, stats = simpo_loss(chosen / n_chosen, rejected / n_rejected, beta, config.gamma, P)
-            else:                                        # ORPO: the chosen answers' NLL, and the odds ratio beside it
+            else:
                 loss, stats = orpo_loss(chosen / n_chosen, rejected / n_rejected, beta, P)
-                loss = loss - chosen.sum() / mask[0].sum()
+            loss = loss - nll_coef * chosen.sum() / mask[0].sum()
             loss.backward()
             stats |= {"chosen_logp": chosen.detach().mean(), "rejected_logp": rejected.detach().mean()}
             totals["loss"] = totals.get("loss", 0.0) + loss.item()
@@ -130,8 +139,7 @@ def main(argv=None) -> None:
                 right += (h[0] > h[1]).sum().item()
             row["eval_pairs"] = right / len(held_out)
             if not config.data:
-                row["eval_greedy"], row["eval_sampled"], lines = evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens)
-                run.sample(f"step {step + 1}: greedy {row['eval_greedy']:.3f}, sampled {row['eval_sampled']:.3f}", lines)
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
         if run.due(step, config.save_every):
             run.save(step + 1, parts)

@@ -35,7 +35,7 @@ CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": 
 class Config(RunConfig):
     algorithm: ClassVar[str] = "grpo"
     reward: str = setting("", "verifier, or FILE.py:FUNCTION; needed with --data")
-    steps: int = setting(60, "steps; each samples anew", low=1)
+    steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(32, "different prompts a step", low=1)
     group_size: int = setting(8, "answers to each prompt", low=2)
     max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)
@@ -76,6 +76,8 @@ def main(argv=None) -> None:
     clip_low, clip_high = (CLIP[config.loss][i] if c is None else c for i, c in enumerate((config.clip_low, config.clip_high)))
     mode = "seq-sum" if config.advantage == "dr_grpo" else "token-mean" if config.loss in ("dapo", "cispo") else "seq-mean"
     kl_in_loss = 0.0 if config.advantage == "reinforce_pp" else 1.0
+    if first_step == 0 and config.eval_every:
+        run.sample(0, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -157,8 +159,7 @@ def main(argv=None) -> None:
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
-            row["eval_greedy"], row["eval_sampled"], lines = evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature)
-            run.sample(f"step {step + 1}: greedy {row['eval_greedy']:.3f}, sampled {row['eval_sampled']:.3f}", lines)
+            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}", **({"skipped": f"{int(no_signal.sum())} groups"} if config.loss == "dapo" else {})})
         if run.due(step, config.save_every):

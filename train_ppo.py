@@ -33,7 +33,7 @@ class Config(RunConfig):
     algorithm: ClassVar[str] = "ppo"
     reward: str = setting("", "verifier, or FILE.py:FUNCTION, instead of a reward model")
     reward_model: str = setting("", "a reward model, run or model directory; runs/rm if neither this nor --reward is given")
-    steps: int = setting(60, "steps; each samples anew", low=1)
+    steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "prompts a step, one answer each", low=1)
     max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)
     temperature: float = setting(1.0, "of sampling, and of all log-probs", low=0.01)
@@ -46,7 +46,7 @@ class Config(RunConfig):
     critic_warmup: int = setting(2, "first steps in which only the critic learns", low=0)
     epochs: int = setting(2, "passes over each step's answers", low=1)
     minibatches: int = setting(2, "updates a pass", low=1)
-    kl_coef: float = setting(0.01, "β, weight of the KL penalty in each token's reward", low=0.0)
+    kl_coef: float = setting(0.05, "β, weight of the KL penalty in each token's reward", low=0.0)
     kl_target: float = setting(0.0, "nats an answer that an adaptive β steers to; 0: β is fixed", low=0.0)
     kl_horizon: float = setting(10000.0, "answers over which an adaptive β moves", low=1.0)
     unfinished_score: float = setting(-5.0, "score of a cut-off answer, of which the reward model never saw one")
@@ -79,6 +79,8 @@ def main(argv=None) -> None:
     parts = {"policy": policy, "critic": critic, "reference": reference, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef = values["kl_coef"]
+    if first_step == 0 and config.eval_every and (reward or not config.data):
+        run.sample(0, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -157,8 +159,7 @@ def main(argv=None) -> None:
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every) and (reward or not config.data):
             # on a reward model, what counts is still the truth: the verifier of the built-in task
-            row["eval_greedy"], row["eval_sampled"], lines = evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature)
-            run.sample(f"step {step + 1}: greedy {row['eval_greedy']:.3f}, sampled {row['eval_sampled']:.3f}", lines)
+            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}"})
         if run.due(step, config.save_every):

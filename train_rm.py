@@ -34,23 +34,22 @@ class Config(RunConfig):
 
 
 def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False) -> list[dict]:
-    """n pairs for the built-in task, at most one a prompt: of four samples the first right and the first wrong one.
+    """n pairs for the built-in task: two samples for one prompt, of which the verifier calls one right and the other wrong.
 
     {"prompt", "chosen", "rejected"}: ids, stop token included. Cut-off answers are left out: they can't be told from unfinished ones."""
     pairs = []
-    for block in range(20 + n // 16):                             # of 128 prompts; a policy that is nearly always right gives few pairs
-        problems = sum_problems(128, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
-        examples = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems for _ in range(4)]
+    for block in range(20 + n // 8):                              # of 256 prompts; a policy that is nearly always right gives few pairs
+        problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
+        examples = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems for _ in range(2)]
         rewards, responses, finished, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
                                                  torch_rng(seed, block, f"pairs {held_out}"))
-        for i in range(0, len(examples), 4):
-            right = [j for j in range(i, i + 4) if finished[j] and rewards[j] == 1]
-            wrong = [j for j in range(i, i + 4) if finished[j] and rewards[j] == 0]
-            if right and wrong:
-                pairs.append({"prompt": examples[i]["ids"], "chosen": responses[right[0]], "rejected": responses[wrong[0]]})
+        for i in range(0, len(examples), 2):
+            if finished[i] and finished[i + 1] and rewards[i] != rewards[i + 1]:
+                right, wrong = (i, i + 1) if rewards[i] else (i + 1, i)
+                pairs.append({"prompt": examples[i]["ids"], "chosen": responses[right], "rejected": responses[wrong]})
         if len(pairs) >= n:
             return pairs[:n]
-    raise UserError(f"found {len(pairs)} prompts with a right and a wrong answer in {len(pairs) and (block + 1) * 128} tries, expected {n}")
+    raise UserError(f"found {len(pairs)} prompts with a right and a wrong answer in {(block + 1) * 256} tries, expected {n}")
 
 
 def load_pairs(config, policy, tokenizer) -> tuple[list[dict], list[dict]]:
@@ -124,7 +123,7 @@ def main(argv=None) -> None:
             with torch.no_grad():
                 lines = [f"[{score(t, m)[k].item():+.2f} {side}] {tokenizer.decode(pair['prompt'] + pair[side])}"
                          for t, m, pair in some for k, side in enumerate(("chosen", "rejected"))]
-            run.sample(f"step {step + 1}: {row['eval_accuracy']:.3f} of held-out pairs ranked right", lines)
+            run.sample(step + 1, {"eval_accuracy": row["eval_accuracy"]}, lines)
         run.log(row, {"loss": f"{totals['loss']:.3f}", "accuracy": f"{totals['accuracy']:.3f}"})
         if run.due(step, config.save_every):
             run.save(step + 1, parts)

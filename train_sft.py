@@ -96,8 +96,7 @@ def main(argv=None) -> None:
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
-                row["eval_greedy"], row["eval_sampled"], lines = evaluate(policy, tokenizer, sum_reward, held_out, 32)
-                run.sample(f"step {step + 1}: greedy {row['eval_greedy']:.3f}, sampled {row['eval_sampled']:.3f}", lines)
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, 32))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         if run.due(step, config.save_every):
             run.save(step + 1, parts)

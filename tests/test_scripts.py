@@ -128,7 +128,8 @@ def test_a_run_writes_what_the_readme_says(place):
     assert {"step", "reward", "kl", "entropy", "response_length", "clip_fraction", "grad_norm", "tokens_per_second", "seconds",
             "eval_greedy", "eval_sampled"} <= set(rows(run)[0])
     assert [row["step"] for row in rows(run)] == ["1", "2"] and rows(run)[0]["eval_greedy"] == ""
-    assert "=== step 2: greedy" in (run / "samples.txt").read_text()
+    samples = (run / "samples.txt").read_text()
+    assert "=== step 0: eval_greedy" in samples and "=== step 2: eval_greedy" in samples
     assert json.loads((run / "config.json").read_text())["group_size"] == 4
 
 
@@ -204,7 +205,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, script, flags
 @pytest.mark.parametrize("function, message", [("raises", "reward.py, line 6: ZeroDivisionError"), ("too_few", "1 values for 32 answers"),
                                                ("nan", "32 values for 32 answers, 0 of them finite")])
 def test_a_bad_reward_function_ends_the_run_with_status_1(place, tmp_path, function, message):
-    flags = rl(place, "unused", *GRPO, "--reward", f"{place / 'reward.py'}:{function}", "--out", str(tmp_path / "run"))
+    flags = rl(place, "unused", *GRPO, "--reward", f"{place / 'reward.py'}:{function}", "--eval-every", "0", "--out", str(tmp_path / "run"))
     with pytest.raises(UserError) as error:
         train_grpo.main(flags)
     assert message in str(error.value) and error.value.status == 1
