@@ -1,6 +1,6 @@
 """Every algorithm from the same SFT model on the same held-out problems, over several seeds: the README's table.
 
-    python compare.py --seeds 3            everything, into runs/compare (resumable: what is there is not run again)
+    python compare.py --seeds 3            everything, into runs/compare, half an hour; what is there is not run again
 
 A seed has its own SFT model, reward model and runs. Each script is timed as a whole process, start-up and evaluations included.
 """
@@ -36,6 +36,11 @@ class Config:
     out: str = setting("runs/compare", "where the runs and results.csv go")
 
 
+def metrics(run: Path) -> list[dict]:
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
 def run_method(out: Path, name: str, seed: int) -> dict:
     """Run one method unless it is there, and read what it reached."""
     run = out / f"{name}-{seed}"
@@ -47,17 +52,48 @@ def run_method(out: Path, name: str, seed: int) -> dict:
         if subprocess.run(command).returncode:
             raise UserError(f"{name}, seed {seed}: failed, see above", status=1)
         timing.write_text(json.dumps({"seconds": time.perf_counter() - started}))
-    with open(run / "metrics.csv", newline="") as f:
-        rows = list(csv.DictReader(f))
+    rows = metrics(run)
     result = {"method": name, "seed": seed, "seconds": json.loads(timing.read_text())["seconds"]}
     if name == "rm":
         return result | {"pairs": float(rows[-1]["eval_accuracy"])}
-    evaluated = [float(row["eval_sampled"]) for row in rows if row["eval_sampled"]]
-    result |= {"greedy": float(rows[-1]["eval_greedy"]), "sampled": evaluated[-1], "peak": max(evaluated)}
+    evaluated = [row for row in rows if row["eval_sampled"]]
+    best = max(evaluated, key=lambda row: float(row["eval_sampled"]))
+    result |= {"greedy": float(evaluated[-1]["eval_greedy"]), "sampled": float(evaluated[-1]["eval_sampled"]), "peak": float(best["eval_sampled"])}
     if "ppo_rm" in name:
-        result |= {"score_start": float(rows[0]["reward"]), "score_end": float(rows[-1]["reward"]),
-                   "score_at_peak": float(next(row["reward"] for row in rows if row["eval_sampled"] == f"{max(evaluated):.6g}"))}
+        result |= {"score": float(rows[-1]["reward"]), "score_at_peak": float(best["reward"])}
     return result
+
+
+def draw(out: Path, seeds: int) -> None:
+    """compare.png: medians over the seeds, and the range from the lowest to the highest."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    panels = [("right answers, sampled (share)", "eval_sampled", ("grpo", "ppo_verifier")), ("answer length (tokens)", "response_length", ("grpo", "ppo_verifier")),
+              ("the reward model's score", "reward", ("ppo_rm", "ppo_rm_no_kl")), ("right answers, sampled (share)", "eval_sampled", ("ppo_rm", "ppo_rm_no_kl"))]
+    labels = {"grpo": "GRPO", "ppo_verifier": "PPO", "ppo_rm": "PPO on a reward model, β = 0.05", "ppo_rm_no_kl": "PPO on a reward model, no KL penalty"}
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    for axis, (label, column, names) in zip(axes, panels):
+        for name in names:
+            points = {}                                          # step -> a value of each seed
+            for seed in range(seeds):
+                if column == "eval_sampled":                     # where all start
+                    points.setdefault(0, []).append(float(metrics(out / f"sft-{seed}")[-1][column]))
+                for row in metrics(out / f"{name}-{seed}"):
+                    if row[column]:
+                        points.setdefault(int(row["step"]), []).append(float(row[column]))
+            line, = axis.plot(list(points), [statistics.median(values) for values in points.values()], label=labels[name],
+                              marker="o" if column == "eval_sampled" else None, markersize=3)
+            axis.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()], color=line.get_color(), alpha=0.2)
+        axis.set(xlabel="update", ylabel=label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    axes[0].set_title("rewarded for right answers", loc="left")
+    axes[1].set_title("… it comes to think first", loc="left")
+    axes[2].set_title("rewarded by a model of them", loc="left")
+    axes[3].set_title("… which it learns to fool", loc="left")
+    figure.savefig(out / "compare.png", dpi=110)
+    plt.close(figure)
 
 
 def main(argv=None) -> None:
@@ -70,7 +106,8 @@ def main(argv=None) -> None:
         writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(results)
-    print("| method | " + " | ".join(columns[2:]) + " |\n|---" * 1 + "|---" * (len(columns) - 2) + "|")
+    draw(out, config.seeds)
+    print("| method | " + " | ".join(columns[2:]) + " |\n|---" + "|---" * (len(columns) - 2) + "|")
     for name in METHODS:
         mine = [result for result in results if result["method"] == name]
         medians = (f"{statistics.median(r[c] for r in mine):.3g}" if c in mine[0] else "" for c in columns[2:])

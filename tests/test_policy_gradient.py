@@ -1,0 +1,199 @@
+"""The policy gradient theorem, checked exactly: no sampling, every possible answer is written down and weighted by its probability.
+
+The language has three tokens: 0, 1 and the stop token 2. An answer ends at its first stop token or after three tokens, which makes
+15 answers. The policy is a table: one row of logits for each of the 7 prefixes that can still go on. Every action of every prefix
+earns a random reward. Then
+
+    J(θ) = Σ_answers p_θ(answer) Σ_t r(prefix_t, action_t)
+
+is a short differentiable sum, and autograd's ∇J is the truth that every estimator must equal in expectation:
+
+    Σ_answers p(answer) ∇loss(answer) = -∇J(θ)
+
+A loss is weighted by p(answer) through its advantages, in which all the losses here are linear.
+"""
+import itertools
+
+import pytest
+import torch
+
+from advantages import discounted_returns, gae, grpo_advantages, rloo_advantages, whiten
+from losses import cispo_loss, grpo_loss, gspo_loss, policy_gradient_loss, ppo_policy_loss, value_loss
+
+STOP, LONGEST = 2, 3
+PREFIXES = [p for n in range(LONGEST) for p in itertools.product((0, 1), repeat=n)]                     # 1 + 2 + 4 = 7
+ANSWERS = [p + (a,) for p in PREFIXES for a in range(3) if a == STOP or len(p) == LONGEST - 1]          # 15
+STATE = torch.tensor([[PREFIXES.index(y[:t]) if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])       # (15, 3)
+ACTION = torch.tensor([[y[t] if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])                       # (15, 3)
+MASK = torch.tensor([[t < len(y) for t in range(LONGEST)] for y in ANSWERS])                                        # (15, 3)
+LENGTH = MASK.sum(1)
+
+
+class World:
+    """A policy, its rewards, and what follows from them exactly."""
+
+    def __init__(self, seed: int):
+        generator = torch.Generator().manual_seed(seed)
+        self.theta = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()      # (prefix, action)
+        reward = torch.randn(7, 3, dtype=torch.float64, generator=generator)
+        self.rewards = reward[STATE, ACTION] * MASK                                                     # (15, 3)
+        self.logp = torch.log_softmax(self.theta, 1)[STATE, ACTION] * MASK                              # (15, 3)
+        self.p = self.logp.sum(1).exp().detach()                                                        # (15,)
+        self.score = self.rewards.sum(1)                                                                # (15,)
+        # Bellman, backwards over the tree: V(s) = Σ_a π(a|s) (r(s, a) + V(s a)), and V = 0 where an answer has ended
+        pi, values = torch.softmax(self.theta, 1).detach(), {}
+        for prefix in reversed(PREFIXES):
+            s = PREFIXES.index(prefix)
+            values[prefix] = sum(pi[s, a] * (reward[s, a] + values.get(prefix + (a,), 0.0)) for a in range(3))
+        self.value = torch.stack([values[prefix] for prefix in PREFIXES])                               # (7,)
+        self.gradient = self.grad_of(self.score)                                                        # ∇J, (7, 3)
+
+    def grad_of(self, score):
+        """∇ Σ_answers p_θ(answer) score(answer)"""
+        return self.grad((self.logp.sum(1).exp() * score).sum())
+
+    def grad(self, y):
+        return torch.autograd.grad(y, self.theta, retain_graph=True)[0]
+
+    def expected(self, advantages, mode="seq-sum", denominator=1):
+        """-Σ_answers p ∇loss for advantages (15,) or (15, 3)."""
+        weighted = advantages * (self.p if advantages.dim() == 1 else self.p[:, None])
+        return -self.grad(policy_gradient_loss(self.logp, weighted, MASK, mode, denominator)[0])
+
+    def over_groups(self, size, estimator, mode="seq-sum"):
+        """-Σ_groups p(group) ∇loss: every group of `size` answers, drawn independently, repeats included. A mean over the group."""
+        members = torch.tensor(list(itertools.product(range(15), repeat=size))).flatten()              # (15^size * size,)
+        advantages = estimator(self.score[members], size)
+        p_group = self.p[members].view(-1, size).prod(1).repeat_interleave(size)
+        return -self.grad(policy_gradient_loss(self.logp[members], advantages * p_group, MASK[members], mode, denominator=size)[0])
+
+
+@pytest.fixture(params=[0, 1, 2])
+def world(request):
+    return World(request.param)
+
+
+def close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def relative_error(found, truth):
+    """How far `found` is from any positive multiple of the truth, as a share of it: 0 if the direction is right."""
+    scale = (found * truth).sum() / truth.square().sum()
+    return ((found - scale * truth).norm() / (scale.abs() * truth.norm())).item()
+
+
+def test_the_answers_are_all_there_are(world):
+    assert len(ANSWERS) == 15 and world.p.sum().item() == pytest.approx(1)
+    assert world.value[0].item() == pytest.approx((world.p * world.score).sum().item())                # V(start) = J
+
+
+# ------------------------------------------------------------------------------------------------------ unbiased
+
+def test_reinforce(world):
+    """The whole answer's reward may weigh every action, or only what came after it: the past has expectation 0."""
+    close(world.expected(world.score), world.gradient)
+    close(world.expected(discounted_returns(world.rewards, MASK)), world.gradient)
+
+
+def test_gae_with_lambda_1_forgives_any_critic(world):
+    """λ=1: return minus V(s). A baseline that depends on the state alone changes nothing in expectation, however wrong."""
+    wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    advantages, _ = gae(world.rewards, wrong[STATE], MASK, lam=1.0)
+    close(world.expected(advantages), world.gradient)
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
+def test_gae_with_lambda_below_1_needs_the_right_critic(world, lam):
+    """λ<1 trusts the critic instead of what happened: unbiased with the true values, biased with others."""
+    advantages, _ = gae(world.rewards, world.value[STATE], MASK, lam=lam)
+    close(world.expected(advantages), world.gradient)
+    wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    advantages, _ = gae(world.rewards, wrong[STATE], MASK, lam=lam)
+    assert relative_error(world.expected(advantages), world.gradient) > 0.02
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+def test_the_critic_converges_to_the_bellman_values(world, lam):
+    """With targets from the true values, the true values have no gradient: they are the fixed point, whatever λ."""
+    values = world.value.clone().requires_grad_()
+    _, returns = gae(world.rewards, values.detach()[STATE], MASK, lam=lam)
+    loss = sum(p * value_loss(values[s][None], values.detach()[s][None], r[None], m[None], denominator=1)[0]
+               for p, s, r, m in zip(world.p, STATE, returns, MASK))
+    close(torch.autograd.grad(loss, values)[0], torch.zeros(7, dtype=torch.float64))
+
+
+def test_the_critic_is_repaired_by_monte_carlo_targets(world):
+    """λ=1: from any values, the expected target of a state is its true value, so one exact regression is enough."""
+    wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    _, returns = gae(world.rewards, wrong[STATE], MASK, lam=1.0)
+    for s in range(7):
+        here = (STATE == s) & MASK                                                                      # (15, 3)
+        weight = world.p[:, None] * here
+        close((weight * returns).sum() / weight.sum(), world.value[s])
+
+
+def test_rloo(world):
+    """The mean of the others is a baseline that does not depend on the sample itself."""
+    close(world.over_groups(2, rloo_advantages), world.gradient)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_dr_grpo_is_the_gradient_times_a_constant(world, size):
+    """The group's mean holds the sample itself, with weight 1/G: (G - 1)/G of the gradient. A learning rate can't tell."""
+    found = world.over_groups(size, lambda rewards, G: grpo_advantages(rewards, G, scale=False))
+    close(found, (size - 1) / size * world.gradient)
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean", "seq-sum"])
+def test_ratio_losses_are_a2c_where_the_policy_has_not_moved(world, mode):
+    """At ratio 1 nothing is clipped, and ∇ρ = ∇log π: PPO, GRPO and CISPO have A2C's gradient, GSPO that of its sequence mean."""
+    advantages, _ = gae(world.rewards, world.value[STATE], MASK, lam=0.5)
+    old = world.logp.detach()
+    a2c = world.grad(policy_gradient_loss(world.logp, advantages, MASK, mode)[0])
+    close(world.grad(ppo_policy_loss(world.logp, old, advantages, MASK, mode=mode)[0]), a2c)
+    close(world.grad(grpo_loss(world.logp, old, None, advantages, MASK, mode=mode)[0]), a2c)
+    close(world.grad(cispo_loss(world.logp, old, advantages, MASK, mode=mode)[0]), a2c)
+    close(world.grad(gspo_loss(world.logp, old, world.score, MASK)[0]), world.grad(policy_gradient_loss(world.logp, world.score, MASK, "seq-mean")[0]))
+
+
+def test_importance_sampling_corrects_for_another_sampler(world):
+    """Answers drawn from π_old, weighted by the ratio of whole answers, give ∇J of the new policy. PPO's ratio of single tokens
+    does not quite: it leaves the old policy's distribution over prefixes in place, which is the error that the clip bounds."""
+    old = World(7)
+    whole = (world.logp.sum(1) - old.logp.sum(1).detach()).exp()                                        # (15,)
+    close(world.grad((old.p * whole * world.score).sum()), world.gradient)
+    returns = discounted_returns(world.rewards, MASK) * old.p[:, None]
+    loss, _ = ppo_policy_loss(world.logp, old.logp.detach(), returns, MASK, clip_low=1.0, clip_high=1e9, mode="seq-sum", denominator=1)
+    assert relative_error(-world.grad(loss), world.gradient) > 0.1
+
+
+# ------------------------------------------------------------------------------------------------------ biased, and towards what
+
+def test_dividing_by_length_maximises_reward_per_token(world):
+    """GRPO's mean over an answer: the exact gradient of E[score / length]. A right answer earns more by being short, a wrong
+    one loses less by being long: the length bias that Dr. GRPO removes. Off by 0.33 to 2.8 of the gradient here."""
+    found = world.expected(world.score, mode="seq-mean")
+    close(found, world.grad_of(world.score / LENGTH))
+    assert relative_error(found, world.gradient) > 0.3
+
+
+def test_dividing_by_the_group_std_plays_to_win(world):
+    """G = 2: the better of two answers gets +1/√2 and the worse -1/√2, however far apart. That is the gradient not of the score
+    but of the chance to beat another answer of the same policy, minus that to lose. Off by 0.19 to 0.68 of the gradient here."""
+    found = world.over_groups(2, lambda rewards, G: grpo_advantages(rewards, G, eps=0.0))
+    beats = (world.score[:, None] > world.score).double() - (world.score[:, None] < world.score).double()          # (15, 15)
+    close(found, world.grad_of((beats * world.p).sum(1)) / 2 ** 0.5)
+    assert relative_error(found, world.gradient) > 0.15
+
+
+def test_whitening_over_a_batch_bends_the_gradient(world):
+    """The batch's own mean and deviation depend on its samples, so the direction is off: by 0.24 to 0.71 of the gradient here, with
+    two answers a batch. With three it is 0.19 to 0.57: the statistics of a large batch hardly depend on any one sample."""
+    found = torch.zeros_like(world.gradient)
+    returns = discounted_returns(world.rewards, MASK)
+    for i, j in itertools.product(range(15), repeat=2):
+        pair = [i, j]
+        advantages = whiten(returns[pair], MASK[pair])
+        found -= world.p[i] * world.p[j] * world.grad(policy_gradient_loss(world.logp[pair], advantages, MASK[pair], "seq-sum", denominator=2)[0])
+    assert relative_error(found, world.gradient) > 0.2
