@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from data import demonstration, encode_completion, pad_batch, read_jsonl, sum_problems, take, usable, verify_sum
+from data import demonstration, encode_completion, pad_batch, read_jsonl, reward_answers, sum_problems, sum_reward, take, usable, verify_sum
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
@@ -26,6 +26,11 @@ def test_demonstrations_are_correct_in_both_styles():
     ("98 98", 0), ("<think>98", 0), ("98</think>", 0), ("the sum is 98", 0), ("-98", 0), ("9_8", 0), ("٩٨", 0), ("9" * 5000, 0)])
 def test_verifier(completion, right):
     assert verify_sum("17+58+23=", completion) == right
+
+
+def test_a_cut_off_answer_is_never_right(tokenizer):
+    right = list(b"98")
+    assert reward_answers(sum_reward, [{"prompt": "17+58+23="}] * 2, [right + [tokenizer.eos_id], right], [True, False], tokenizer) == [1, 0]
 
 
 def test_held_out_problems_are_never_trained_on():

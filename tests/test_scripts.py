@@ -14,7 +14,7 @@ import train_ppo
 import train_rm
 import train_sft
 from common import UserError
-from model import ModelConfig, Transformer
+from model import ModelConfig, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
 from tokenizer import builtin_tokenizer
 
@@ -117,6 +117,56 @@ def test_dpo_learns(place, loss):
     assert float(rows(out)[-1]["eval_pairs"]) == 1
     margin = [c - r for c, r in zip(column(out, "chosen_logp"), column(out, "rejected_logp"))]
     assert margin[-1] > margin[0] + 1
+
+
+# ------------------------------------------------------------------------------------------------------ what goes where
+
+def watch(monkeypatch, script, name):
+    """Let the script's function `name` work as before; -> the list of (arguments, result) of its calls."""
+    calls, function = [], getattr(script, name)
+
+    def watched(*arguments, **named):
+        result = function(*arguments, **named)
+        calls.append((arguments, result))
+        return result
+    monkeypatch.setattr(script, name, watched)
+    return calls
+
+
+def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
+    """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are whitened; cut-off answers get their score."""
+    calls = {name: watch(monkeypatch, train_ppo, name) for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards", "generate")}
+    flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1", "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
+               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--eval-every", "0", "--max-new-tokens", "4")
+    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
+    policy, tokenizer = load_pretrained(place / "sft" / "model")
+    save_pretrained(ScalarModel(policy), tokenizer, place / "scores")
+    train_ppo.main(flags)
+    rollout, scores = calls["generate"][0][1], calls["token_rewards"][0][0][0]
+    assert rollout.finished.any() and not rollout.finished.all()
+    assert (scores[~rollout.finished] == -5).all() and (scores[rollout.finished] == 0).all()
+    raw, returns = calls["gae"][0][1]
+    assert raw.std() > 0.1
+
+    def row_sums(batches):                                                    # of all micro-batches, whatever their order
+        return torch.cat([batch.sum(1) for batch in batches]).sort().values
+    torch.testing.assert_close(row_sums(arguments[2] for arguments, _ in calls["value_loss"]), row_sums([returns]))
+    torch.testing.assert_close(row_sums(arguments[2] for arguments, _ in calls["ppo_policy_loss"]), row_sums([calls["whiten"][0][1]]))
+
+
+def test_dr_grpo_divides_by_a_constant(place, tmp_path, monkeypatch):
+    calls = watch(monkeypatch, train_grpo, "grpo_loss")
+    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "1", "--advantage", "dr_grpo", "--minibatches", "1", "--out", str(tmp_path / "run")))
+    for arguments, _ in calls:
+        assert arguments[-2:] == ("seq-sum", 32 * 6)                          # answers * max_new_tokens, whatever their lengths
+
+
+def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
+    calls, scored = watch(monkeypatch, train_dpo, "ipo_loss"), watch(monkeypatch, train_dpo, "token_log_probs")
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(tmp_path / "run"), "--steps", "1",
+                    "--batch-size", "4", "--loss", "ipo"])
+    (_, _, mask), logp = next((arguments, result) for arguments, result in scored if result.requires_grad)
+    torch.testing.assert_close(torch.cat(calls[0][0][:2]), logp.sum(1) / mask.sum(1))
 
 
 # ------------------------------------------------------------------------------------------------------ what a run leaves behind

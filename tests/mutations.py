@@ -1,0 +1,148 @@
+"""Do the tests notice? Make each well-known mistake on purpose, in a copy, and see which test fails.
+
+    python tests/mutations.py                every mistake; status 1 if one is not noticed
+    python tests/mutations.py 13 24          only these numbers
+    python tests/mutations.py --table        also write docs/MISTAKES.md from what was found
+
+A mutation is a replacement of one piece of source, which must occur exactly once. All of these were found in public code.
+"""
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Mutation:
+    name: str            # number and letter
+    mistake: str
+    symptom: str
+    seen: str            # where it was reported; empty if no thread is known
+    file: str
+    old: str
+    new: str
+    tests: str           # which test files should notice
+
+
+MUTATIONS = [
+    # -------------------------------------------------------------------------------- tokens and masks
+    Mutation("1a", "The stop token is not an action", "no gradient for ending: answers grow without bound",
+             "karpathy/nanochat#810, huggingface/trl#6357, rasbt/reasoning-from-scratch#185", "rollout.py",
+             "response_lengths[rows] += ~finished[rows]\n        finished[rows] |= torch.isin(next_tokens, stop_ids)",
+             "finished[rows] |= torch.isin(next_tokens, stop_ids)\n        response_lengths[rows] += ~finished[rows]", "test_rollout.py"),
+    Mutation("1b", "Demonstrations without their stop token", "the SFT model never ends its answers", "karpathy/nanochat#810", "data.py",
+             "return tokenizer.encode(completion) + [tokenizer.eos_id]", "return tokenizer.encode(completion)", "test_data.py"),
+    Mutation("2", "The mask is inferred from ids: everything that is not the padding id", "where pad and a real token share an id, real actions vanish",
+             "huggingface/trl#4974", "rollout.py", "mask = (column >= prompt_lengths[:, None]) & (column < ends)",
+             "mask = (column >= prompt_lengths[:, None]) & (tokens[:, :T] != 0)", "test_rollout.py"),
+    Mutation("3", "Padding after an answer without a stop token counts as actions", "answers seem longer than they are, and padding is trained on",
+             "volcengine/verl#3805", "rollout.py", "& (column < ends)\n    # what", "& (column < T)\n    # what", "test_rollout.py"),
+    Mutation("4", "All rows of a batch get the positions of the longest", "rows of other lengths see wrong distances", "huggingface/trl#6800", "rollout.py",
+             "positions = prompt_lengths[rows] + i", "positions = torch.full_like(rows, P + i)", "test_rollout.py"),
+    Mutation("5a", "Logits score the token they saw last, not the next", "log-probs of the wrong tokens; nothing is learned", "", "rollout.py",
+             "return model.hidden(tokens[:, :-1])[mask[:, 1:]]", "return model.hidden(tokens)[mask]", "test_rollout.py"),
+    Mutation("5b", "The critic's value of the state after the action", "the advantage already contains what the action did", "", "rollout.py",
+             "return torch.cat((torch.zeros_like(values[:, :1]), values), 1).masked_fill", "return torch.cat((values, torch.zeros_like(values[:, :1])), 1).masked_fill", "test_rollout.py"),
+    Mutation("7", "Masked inputs are overwritten in place", "what is counted or logged later is not what was given", "", "losses.py",
+             "return logp.masked_fill(off, 0) - old_logp.masked_fill(off, 0)", "return logp.masked_fill(off, 0) - old_logp.masked_fill_(off, 0)", "test_peers.py"),
+    Mutation("8", "One noise for all samples of a prompt", "all samples of a group begin alike, and no group has a signal", "", "rollout.py",
+             "noise = torch.rand(B, max_new_tokens, generator=generator)", "noise = torch.rand(1, max_new_tokens, generator=generator).expand(B, -1)", "test_rollout.py"),
+    Mutation("9", "Special-token text in a user's string becomes the special token", "a prompt can end the conversation it is in", "axolotl-ai-cloud/axolotl#1616",
+             "tokenizer.py", "allowed_special=set(self.added) if special else self._plain", "allowed_special=set(self.added)", "test_data.py"),
+    # -------------------------------------------------------------------------------- log-probs
+    Mutation("10", "Temperature in sampling only", "what is scored is not what was sampled: a hidden off-policy bias", "huggingface/trl#3029, #4159", "rollout.py",
+             "logits = model.lm_head(states).float() / temperature  ", "logits = model.lm_head(states).float()  ", "test_rollout.py"),
+    Mutation("11", "Log-probs computed in the model's low precision", "the ratio is not 1 on the first update", "jingyaogong/minimind#814", "losses.py",
+             "return x if x.dtype == torch.float64 else x.float()", "return x", "test_losses.py"),
+    # -------------------------------------------------------------------------------- KL
+    Mutation("13", "The difference the wrong way round", "\"KL\" goes negative, and the policy is pushed away from the reference", "huggingface/trl#925", "losses.py",
+             "return logp - ref_logp\n", "return ref_logp - logp\n", "test_losses.py"),
+    Mutation("14", "k1 as the penalty in the loss", "its expected gradient is 0: the penalty does nothing", "allenai/open-instruct#534", "losses.py",
+             "kl = kl_k3(*(x", "kl = kl_k1(*(x", "test_peers.py"),
+    Mutation("15", "The KL penalty counted on the padding", "rewards depend on how much padding there is", "", "advantages.py",
+             "penalty = -kl_coef * (logp.masked_fill(~mask, 0) - ref_logp.masked_fill(~mask, 0))", "penalty = -kl_coef * (logp - ref_logp)", "test_losses.py test_peers.py"),
+    # -------------------------------------------------------------------------------- rewards, advantages, returns
+    Mutation("16", "The score on the last column instead of the last action", "short answers get no reward at all", "huggingface/trl#3750", "advantages.py",
+             "is_last = mask & (actions_left == 1)", "is_last = torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1", "test_losses.py"),
+    Mutation("17", "A cut-off answer is verified like a finished one", "the model learns that it need not end", "huggingface/trl#1536", "data.py",
+             "return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores", "return scores", "test_scripts.py test_data.py"),
+    Mutation("18", "GAE does not skip holes", "a tool's output between two actions adds discounting and zero values", "", "advantages.py",
+             "next_value = torch.where(mask[:, t], values[:, t], next_value)", "next_value = values[:, t]", "test_losses.py"),
+    Mutation("19", "The critic's targets from whitened advantages", "the critic learns a moving, unitless target", "", "train_ppo.py",
+             "advantages = whiten(raw_advantages, mask)", "advantages = whiten(raw_advantages, mask)\n        returns = (advantages + old_values) * mask", "test_scripts.py"),
+    Mutation("20", "Whitening shifts the mean although told not to", "the sign of a reward depends on its batch", "vwxyzjn/lm-human-preference-details", "advantages.py",
+             "return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)", "return whitened.masked_fill(~mask, 0)", "test_losses.py"),
+    Mutation("21", "Equal rewards are left to rounding and a tiny epsilon", "eight rewards of 0.7 give an advantage of 0.81", "", "advantages.py",
+             "return advantages.masked_fill(all_equal, 0).flatten()", "return (advantages * (eps and 1e4)).flatten() if all_equal.all() else advantages.flatten()", "test_losses.py"),
+    Mutation("22", "Groups interleaved instead of consecutive", "an answer is compared with answers to other prompts", "NVIDIA-NeMo/RL#3882", "advantages.py",
+             "groups = rewards.view(-1, group_size)\n", "groups = rewards.view(group_size, -1).T\n", "test_peers.py"),
+    Mutation("23", "A group of one", "an unbiased standard deviation of one number is NaN", "", "advantages.py",
+             "if group_size < 2 or rewards", "if group_size < 1 or rewards", "test_losses.py"),
+    # -------------------------------------------------------------------------------- losses
+    Mutation("24", "The clip turned round: min where the loss needs max", "negative advantages are pushed without bound; invisible while the ratio is 1",
+             "rasbt/reasoning-from-scratch#240", "losses.py", "loss = torch.maximum(unclipped, clipped)\n    is_clipped", "loss = torch.minimum(unclipped, clipped)\n    is_clipped", "test_losses.py"),
+    Mutation("25a", "The mean of micro-batch means", "long and short answers weigh differently with the micro-batch size",
+             "huggingface/trl#3021, volcengine/verl#3741, allenai/open-instruct#1161", "train_grpo.py",
+             "clip_low, clip_high, kl_coef * kl_in_loss, mode, denominator)", "clip_low, clip_high, kl_coef * kl_in_loss, mode)", "test_scripts.py"),
+    Mutation("25b", "The same in SFT", "as above", "huggingface/trl#2995", "train_sft.py", "denominator=mask.sum())", "denominator=mask[rows].sum())", "test_scripts.py"),
+    Mutation("26", "Dr. GRPO that still divides by each answer's length", "only one of its two changes: the length bias stays", "", "train_grpo.py",
+             'mode = "seq-sum" if config.advantage == "dr_grpo" else', 'mode = "seq-mean" if config.advantage == "dr_grpo" else', "test_scripts.py"),
+    Mutation("27", "IPO on summed log-probs where averaged ones are meant", "the margin to reach depends on the answers' lengths", "huggingface/trl#1677", "train_dpo.py",
+             "ipo_loss(chosen / n_chosen, rejected / n_rejected, ref_chosen / n_chosen, ref_rejected / n_rejected, beta, P)", "ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, P)", "test_scripts.py"),
+    Mutation("28", "No warm-up: the critic's noise moves the policy", "garbage advantages wreck the policy before the critic has learned", "CarperAI/trlx#345", "train_ppo.py",
+             "if step >= config.critic_warmup:\n                        logp", "if True:\n                        logp", "test_scripts.py"),
+    Mutation("29", "An unfinished answer scored by the reward model", "it never saw one: answers that never end may score best", "vwxyzjn/lm-human-preference-details", "train_ppo.py",
+             "scores = torch.where(rollout.finished, scores, config.unfinished_score)", "scores = scores + 0", "test_scripts.py"),
+    Mutation("30", "Gradients clipped after each micro-batch", "the step depends on the micro-batch size", "", "train_grpo.py",
+             "                    loss.backward()\n", "                    loss.backward()\n                    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)\n", "test_scripts.py"),
+    Mutation("31", "The reward model read at the last column", "a score depends on how much padding follows", "", "rollout.py",
+             "return reward_model(tokens).gather(1, row_lengths(mask)[:, None] - 1).squeeze(1)", "return reward_model(tokens)[:, -1]", "test_rollout.py"),
+    Mutation("32", "The reference is the policy itself", "KL is 0 for ever", "", "train_grpo.py",
+             "reference = copy.deepcopy(policy).requires_grad_(False)", "reference = policy", "test_scripts.py"),
+]
+
+
+def run(mutation: Mutation) -> str:
+    """The test that fails, or "" if none does."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("runs", ".*", "__pycache__", "docs"))
+        source = (copy / mutation.file).read_text(encoding="utf-8")
+        if source.count(mutation.old) != 1:
+            raise SystemExit(f"mutation {mutation.name}: its text occurs {source.count(mutation.old)} times in {mutation.file}, expected once")
+        (copy / mutation.file).write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *(f"tests/{name}" for name in mutation.tests.split())]
+        output = subprocess.run(command, cwd=copy, capture_output=True, text=True).stdout
+        failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+::[^\s\[]+)", output, re.M)
+        return failed.group(1) if failed else ""
+
+
+def main(arguments: list[str]) -> int:
+    wanted = [m for m in MUTATIONS if not (names := [a for a in arguments if a != "--table"]) or m.name in names or m.name.rstrip("ab") in names]
+    killed = {}
+    for mutation in wanted:
+        killed[mutation.name] = run(mutation)
+        print(f"{mutation.name:4} {mutation.mistake}: {'killed by ' + killed[mutation.name] if killed[mutation.name] else 'SURVIVED'}", flush=True)
+    survivors = [name for name, test in killed.items() if not test]
+    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mistakes noticed" + (f"; not: {', '.join(survivors)}" if survivors else ""))
+    if "--table" in arguments:
+        lines = ["| | mistake | symptom | seen in | the test that notices |", "|---|---|---|---|---|"]
+        lines += [f"| {m.name} | {m.mistake} | {m.symptom} | {m.seen} | `{killed[m.name]}` |" for m in wanted]
+        (ROOT / "docs" / "MISTAKES.md").write_text(TEXT + "\n".join(lines) + "\n", encoding="utf-8")
+    return bool(survivors)
+
+
+TEXT = """# What goes wrong in implementations of these algorithms
+
+Each of these mistakes was found in public code that people learn from and train with. Here each is made on purpose, in a copy of
+this project, and a test notices. This page is written by `python tests/mutations.py --table`.
+
+"""
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
