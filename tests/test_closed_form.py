@@ -3,11 +3,18 @@
 The policy that maximises  E_π[score] - β KL(π‖ref)  is  π* ∝ ref · exp(score / β)  (Ziegler et al. 2019; Rafailov et al. 2023, eq. 4).
 On the 15 answers of test_policy_gradient.py it can be written down, and each method is trained on exact expectations, with the
 project's own losses, until it stops moving. The distance is the total variation, ½ Σ |π - π*|: 0 equal, 1 disjoint.
+
+    python tests/test_closed_form.py         draws docs/closed_form.png, the distances over the updates
 """
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]                         # to be run as a script, too
+
 from test_policy_gradient import ACTION, MASK, STATE, World
 
 from advantages import gae, grpo_advantages, rloo_advantages, token_rewards
@@ -25,15 +32,18 @@ def normalised(x):
     return x / x.sum()
 
 
-def train(theta, loss, steps=600):
-    """Adam with a rate that falls to 0. `loss` is a function of nothing whose gradient is the expected one."""
+def train(theta, loss, steps=600, watch=lambda: None):
+    """Adam with a rate that falls to 0. `loss` is a function of nothing whose gradient is the expected one. -> what `watch` saw."""
     optimizer = torch.optim.Adam([theta], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 2)
+    seen = []
     for _ in range(steps):
+        seen.append(watch())
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
         schedule.step()
+    return seen
 
 
 class Answers:
@@ -52,57 +62,83 @@ class Answers:
         return total_variation(self.logp().sum(1).exp(), self.best)
 
 
-def test_the_reference_is_far_from_the_optimum():
-    assert Answers().distance() > 0.5
-
-
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_ppo_with_the_kl_in_the_reward(epochs):
-    """Also with several clipped epochs on one set of answers: where PPO rests, ratios are 1."""
-    world, old = Answers(), {}
+def ppo(world, epochs=1):
+    """KL in the token rewards, several clipped epochs on one set of answers: where PPO rests, ratios are 1."""
+    old = {"age": 0}
 
     def loss():
-        if old.setdefault("age", 0) % epochs == 0:                                                      # a new rollout
+        if old["age"] % epochs == 0:                                                                    # a new rollout
             logp = world.logp().detach()
             rewards = token_rewards(world.score, logp, world.ref_logp, MASK, BETA)
             advantages, _ = gae(rewards, torch.zeros_like(rewards), MASK, lam=1.0)
             old.update(logp=logp, advantages=advantages * logp.sum(1, keepdim=True).exp())
         old["age"] += 1
         return ppo_policy_loss(world.logp(), old["logp"], old["advantages"], MASK, mode="seq-sum", denominator=1)[0]
-
-    train(world.theta, loss)
-    assert world.distance() < 1e-3
+    return loss
 
 
-def test_rloo_with_the_kl_in_the_reward():
-    world, rows = Answers(), PAIRS.flatten()                                                            # every group of two
+def over_pairs(world, estimator, score):
+    """The expected loss over every group of two answers. (15,) scores"""
+    rows = PAIRS.flatten()
+    logp = world.logp()
+    p_group = logp.detach().sum(1).exp()[PAIRS].prod(1).repeat_interleave(2)
+    return policy_gradient_loss(logp[rows], estimator(score[rows], 2) * p_group, MASK[rows], "seq-sum", denominator=2)[0]
 
+
+def rloo(world):
+    """KL in the reward of the whole answer."""
+    return lambda: over_pairs(world, rloo_advantages, world.score - BETA * (world.logp().detach() - world.ref_logp).sum(1))
+
+
+def rloo_k3(world):
+    """KL in the loss, as GRPO has it: β E[Σ_t k3]."""
     def loss():
         logp = world.logp()
-        total = world.score - BETA * (logp.detach() - world.ref_logp).sum(1)
-        p_group = logp.detach().sum(1).exp()[PAIRS].prod(1).repeat_interleave(2)
-        return policy_gradient_loss(logp[rows], rloo_advantages(total[rows], 2) * p_group, MASK[rows], "seq-sum", denominator=2)[0]
-
-    train(world.theta, loss)
-    assert world.distance() < 1e-3
+        k3 = kl_k3(logp, world.ref_logp) * logp.detach().sum(1, keepdim=True).exp()
+        return over_pairs(world, rloo_advantages, world.score) + BETA * aggregate(k3, MASK, "seq-sum", denominator=1)
+    return loss
 
 
-def test_dpo_on_all_preferences():
+def rloo_std(world):
+    """KL in the reward, and then divided by the group's standard deviation."""
+    return lambda: over_pairs(world, grpo_advantages, world.score - BETA * (world.logp().detach() - world.ref_logp).sum(1))
+
+
+def dpo(world):
     """Every pair, preferred as Bradley-Terry would have it: P(i beats j) = σ(score_i - score_j). A pair that is preferred with
     probability P is a label that is wrong with probability 1 - P, which is what label smoothing says. No reward is seen."""
-    world = Answers()
     i, j = PAIRS.T
-    flipped = torch.sigmoid(world.score[j] - world.score[i])
-    ref = world.ref_logp.sum(1)
+    flipped, ref = torch.sigmoid(world.score[j] - world.score[i]), world.ref_logp.sum(1)
 
     def loss():
         logp = world.logp().sum(1)
         return dpo_loss(logp[i], logp[j], ref[i], ref[j], BETA, flipped)[0]
+    return loss
 
-    train(world.theta, loss)
+
+def test_the_reference_is_far_from_the_optimum():
+    assert Answers().distance() > 0.5
+
+
+@pytest.mark.parametrize("method", [ppo, lambda world: ppo(world, epochs=3), rloo, dpo], ids=["ppo", "ppo_3_epochs", "rloo", "dpo"])
+def test_ends_at_the_optimum(method):
+    world = Answers()
+    train(world.theta, method(world))
     assert world.distance() < 1e-3
-    implicit = BETA * (world.logp().sum(1) - ref).detach()                                              # the score, up to a constant
-    torch.testing.assert_close(implicit - implicit.mean(), world.score - world.score.mean(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", [rloo_k3, rloo_std])
+def test_ends_elsewhere(method):
+    world = Answers()
+    train(world.theta, method(world))
+    assert world.distance() > 0.02
+
+
+def test_the_implicit_reward_of_dpo_is_the_score_up_to_a_constant():
+    world = Answers()
+    train(world.theta, dpo(world))
+    implicit = BETA * (world.logp() - world.ref_logp).sum(1).detach()
+    torch.testing.assert_close(implicit - implicit.mean(), world.score - world.score.mean(), rtol=0, atol=1e-3)
 
 
 def test_the_reward_model_recovers_the_score_up_to_a_constant():
@@ -178,3 +214,18 @@ def test_dividing_by_the_group_std_ends_elsewhere():
     w = (torch.sign(bandit.score[:, None] - bandit.score) * p).sum(1)
     assert total_variation(p, normalised(bandit.ref_logp[:, 0].exp() * (w / (2 ** 0.5 * BETA)).exp())) < 1e-3
     assert total_variation(p, bandit.best) > 0.05
+
+
+if __name__ == "__main__":
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for method, label in ((ppo, "PPO, KL in the reward"), (rloo, "RLOO, KL in the reward"), (dpo, "DPO, from preferences alone"),
+                          (rloo_k3, "RLOO, KL (k3) in the loss"), (rloo_std, "RLOO, KL in the reward, divided by the group's std")):
+        world = Answers()
+        axis.plot(train(world.theta, method(world), watch=world.distance), label=label)
+    axis.set(xlabel="update, on exact expectations", ylabel="total variation distance to π*", yscale="log", ylim=(1e-4, 1))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(Path(__file__).parent.parent / "docs" / "closed_form.png", dpi=110)
