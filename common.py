@@ -6,18 +6,23 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import typing
 import zlib
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
+
+from pretrained import save_pretrained
 
 RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model")
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "resume", "overwrite"}                 # on --resume
+BAD_STEPS = 5                                                                                       # in a row end a run
 
 
 class UserError(Exception):
@@ -26,6 +31,11 @@ class UserError(Exception):
     def __init__(self, message, status: int = 2):
         super().__init__(message)
         self.status = status
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, without the pages that follow; of a state dict, the first thing that is wrong with it."""
+    return " ".join(str(error).split("\n")[:2])[:200]
 
 
 @contextlib.contextmanager
@@ -92,31 +102,37 @@ def parse(Config, doc: str, argv=None):
                                 metavar=None if f.metadata["choices"] else kind.__name__.upper())
     given = vars(parser.parse_args(argv))
     config = Config(**given)
-    if not (given.get("resume") and hasattr(config, "out")):
-        return config
-    file = Path(config.out) / "config.json"
-    if not (Path(config.out) / "checkpoint.pt").is_file() or not file.is_file():
-        raise UserError(f"{config.out}: nothing to resume, expected config.json and checkpoint.pt")
-    with user_errors():
+    return resumed(config, given) if given.get("resume") and hasattr(config, "out") else config
+
+
+def resumed(config, given: dict):
+    """The settings of the run in --out, with the flags given now where they may change."""
+    file = run_path(config) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{run_path(config)}: nothing to resume, found no config.json")
+    try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-    if saved.pop("algorithm", None) != config.algorithm:
-        raise UserError(f"{file}: not a run of {config.algorithm}")
-    saved["out"] = config.out
-    for name, value in given.items():
-        if name not in MAY_CHANGE and saved.get(name, MISSING) != value:
-            raise UserError(f"--{name.replace('_', '-')} is {value!r}, but the run in {config.out} was started with {saved.get(name)!r}")
-    return Config(**{**saved, **given})
+        if saved.pop("algorithm") != config.algorithm:
+            raise ValueError("another algorithm")
+        old = type(config)(**{**saved, "out": config.out})
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        raise UserError(f"{file}: not the settings of a run of {config.algorithm}: {error!r}") from error
+    differ = [f"--{name.replace('_', '-')} is {value!r}, but the run in {run_path(config)} was started with {getattr(old, name)!r}"
+              for name, value in given.items() if name not in MAY_CHANGE and value != getattr(old, name)]
+    if differ:
+        raise UserError("; ".join(differ))
+    return replace(old, **given)
 
 
 def script(main) -> None:
-    """Run a script's main() from the shell: a user's error is one line and status 2; an interrupt says how to go on."""
+    """Run a script's main() from the shell: what a user can put right is one line and status 2, or 1 once training has begun."""
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {'' if error.status == 130 else 'error: '}{error}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print("\nstopped at once: the same command goes on from the last checkpoint with --resume, if there is one", file=sys.stderr)
         sys.exit(130)
 
 
@@ -150,7 +166,11 @@ def torch_rng(seed: int, step: int, purpose: str) -> torch.Generator:
 def model_directory(path: str) -> Path:
     """A run's model/, or the directory itself."""
     path = Path(path)
-    return path / "model" if (path / "model" / "config.json").is_file() else path
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    if (path / "checkpoint.pt").exists():
+        raise UserError(f"{path}: this run is not finished, so it has no model/ yet: --resume it first")
+    return path
 
 
 def trained(run: str, train, config) -> str:
@@ -158,89 +178,168 @@ def trained(run: str, train, config) -> str:
     if not (Path(run) / "model" / "config.json").is_file():
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
-               *(["--resume"] if (Path(run) / "checkpoint.pt").is_file() else [])])
+               *(["--resume"] if (Path(run) / "config.json").is_file() else [])])
     return run
 
 
+def trouble(row: dict) -> list[str]:
+    """What is wrong with a policy, from a row of its metrics: for the progress bar."""
+    signs = {"collapsed: entropy near 0": row.get("entropy") not in (None, "") and row["entropy"] < 1e-3,
+             "no group has a signal": row.get("no_signal") == 1,
+             "far from the reference": row.get("kl", 0) > 1}
+    return [sign for sign, shows in signs.items() if shows]
+
+
+def run_path(config) -> Path:
+    return Path(config.out or f"runs/{config.algorithm}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a directory's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
 class Run:
-    """A run directory and its progress bar. Nothing is written before `start`, when all input has been read and checked."""
+    """A run directory and its progress bar. Nothing is written before `start`, when all input has been read and checked.
+
+    A checkpoint and the final model are written beside the last ones, synced, and renamed over them: kill a run at any moment,
+    and --resume gives the run that was never stopped."""
 
     def __init__(self, config):
-        self.config, self.path = config, Path(config.out or f"runs/{config.algorithm}")
+        self.config, self.path = config, run_path(config)
         self.held = [name for name in RUN_FILES if (self.path / name).exists()]
+        self.interrupted, self.skipped, self.bad_steps = False, 0, 0
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise UserError(f"--out {self.path}: {existing} is not a directory that can be written to")
         if self.held and not config.resume and not config.overwrite:
             raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): use --resume, --overwrite or another --out")
 
     def start(self, parts: dict, **values):
         """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
+        step = 0
         with user_errors():
-            if self.config.resume:
-                return self._load(parts)
+            if self.config.resume and self.held != ["config.json"]:                     # else it was killed before its first checkpoint
+                step, values = self._load(parts)
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.held:
+            for name in self.held if self.config.overwrite else ():
                 shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
-            self._write("config.json", lambda f: f.write(json.dumps(
-                {"algorithm": self.config.algorithm, **asdict(self.config)}, indent=1).encode() + b"\n"))
-        self.save(0, parts, **values)
-        return 0, values
+        settings = {name: value for name, value in asdict(self.config).items() if name not in ("resume", "overwrite")}
+        self._write("config.json", lambda f: f.write(json.dumps({"algorithm": self.config.algorithm, **settings}, indent=1).encode() + b"\n"))
+        if step == 0:
+            self._checkpoint(0, parts, values)
+        return step, values
 
     def _load(self, parts):
         file = self.path / "checkpoint.pt"
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)                             # tensors and numbers, no code
+            step, values, sizes = state["step"], state["values"], state["sizes"]
             for name, part in parts.items():
                 part.load_state_dict(state["parts"][name])
         except Exception as error:                                   # torch has no one class for a file that it can't read
-            raise UserError(f"{file}: can't be resumed from: {error!r}".replace("\n", " ")) from error
-        if state["step"] >= self.config.steps and (self.path / "model" / "config.json").is_file():
-            print(f"{self.path}: finished at step {state['step']}, nothing to do (--steps N goes further)")
+            raise UserError(f"{file}: can't be resumed from: {type(error).__name__}: {first_line(error)}") from error
+        if step >= self.config.steps and (self.path / "model" / "config.json").is_file():
+            print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)
-        for name, size in state["sizes"].items():                    # forget what came after the checkpoint
+        for name, size in sizes.items():
+            found = (self.path / name).stat().st_size if (self.path / name).exists() else 0
+            if found < size:
+                raise UserError(f"{self.path / name}: has {found} bytes, expected the {size} that were there at the last checkpoint")
+        for name, size in sizes.items():                             # forget what came after the checkpoint
             if size:
                 os.truncate(self.path / name, size)
             else:
                 (self.path / name).unlink(missing_ok=True)
-        return state["step"], state["values"]
+        return step, values
 
     def save(self, step: int, parts: dict, **values) -> None:
-        """One checkpoint dict, written beside the last one and renamed over it."""
-        sizes = {name: (self.path / name).stat().st_size if (self.path / name).exists() else 0
-                 for name in ("metrics.csv", "samples.txt")}
+        """A checkpoint after this step, which counts from 0, if one is due; the end of the run if Ctrl-C was pressed."""
+        if self.due(step, self.config.save_every) or self.interrupted:
+            self._checkpoint(step + 1, parts, values)
+        if self.interrupted:
+            self.bar.close()
+            raise UserError(f"interrupted after step {step + 1} and saved: python train_{self.config.algorithm}.py --out {self.path} "
+                            "--resume goes on", status=130)
+
+    def _checkpoint(self, step, parts, values):
+        sizes = {}
+        for name in ("metrics.csv", "samples.txt"):
+            sizes[name] = (self.path / name).stat().st_size if (self.path / name).exists() else 0
+            if sizes[name]:
+                sync(self.path / name)
         state = {"step": step, "values": values, "sizes": sizes, "parts": {name: part.state_dict() for name, part in parts.items()}}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write(self, name: str, write) -> None:
         part = self.path / (name + ".part")
-        with open(part, "wb") as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, self.path / name)
+        with self._writing(part.name):
+            with open(part, "wb") as f:
+                write(f)
+            sync(part)
+            os.replace(part, self.path / name)
+            sync(self.path)
+
+    @contextlib.contextmanager
+    def _writing(self, name: str):
+        """Around the writing of a file: a full disk is one line and status 1, and no half of a .part is left to fill it."""
+        file = self.path / name
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if name.endswith(".part"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+            raise UserError(f"{file}: can't be written: {first_line(error)}; the last checkpoint stands for --resume", status=1) from error
 
     def steps(self, first: int):
-        """The steps that are left, with a progress bar that shows the time left."""
+        """The steps that are left, with a progress bar that shows the time left. Ctrl-C lets `save` end the run; twice ends it at once."""
+        def interrupt(number, frame):
+            if self.interrupted:
+                raise KeyboardInterrupt
+            self.interrupted = True
+            self.bar.write("interrupted: finishing this step; once more stops at once", file=sys.stderr)
+        handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps, desc=self.path.name, dynamic_ncols=True)
-        return self.bar
+        try:
+            yield from self.bar
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something done `every` steps (0: only at the end) is due after this step, which counts from 0."""
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
+    def update(self, optimizer, model) -> float:
+        """Clip the gradient to norm 1, step, clear. -> the norm before. Where it isn't finite, there is no step: the weights stay."""
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        if math.isfinite(norm):
+            optimizer.step()
+        else:
+            self.skipped += 1
+            self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)
+        optimizer.zero_grad()
+        return norm
+
     def log(self, row: dict, shown: dict) -> None:
         """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
-        file = self.path / "metrics.csv"
-        new = not file.exists()
-        with open(file, "a", newline="", encoding="utf-8") as f:
+        row = {**row, "skipped_updates": self.skipped}
+        with self._writing("metrics.csv"), open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
-            if new:
+            if f.tell() == 0:
                 writer.writerow(row)
             writer.writerow(f"{float(v):.6g}" if v != "" else "" for v in row.values())
-        self.bar.set_postfix_str("  ".join(f"{name} {value}" for name, value in shown.items()))
+        self.bar.set_postfix_str("  ".join([f"{name} {value}" for name, value in shown.items()] + trouble(row)))
+        self.bad_steps, self.skipped = (self.bad_steps + 1 if self.skipped else 0), 0
+        if self.bad_steps == BAD_STEPS:
+            raise UserError(f"{self.path}: no finite gradient in {BAD_STEPS} steps in a row; the last checkpoint stands", status=1)
 
     def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
         """Append what an evaluation found, prompts and answers, to samples.txt. -> found"""
         title = f"=== step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-        with open(self.path / "samples.txt", "a", encoding="utf-8") as f:
+        with self._writing("samples.txt"), open(self.path / "samples.txt", "a", encoding="utf-8") as f:
             f.write("\n".join([title, *lines, "", ""]))
         return found
 
@@ -266,5 +365,22 @@ class Run:
         for axis in axes.flat[len(panels):]:
             axis.axis("off")
         figure.suptitle(f"{self.config.algorithm}: {self.path}")
-        figure.savefig(self.path / "curves.png", dpi=110)
+        with self._writing("curves.png"):
+            figure.savefig(self.path / "curves.png", dpi=110)
         plt.close(figure)
+
+    def finish(self, model, tokenizer, panels: dict[str, list[str]]) -> None:
+        """The end of a run: curves.png, and model/, which is there only when it is whole."""
+        self.plot(panels)
+        part, old, final = (self.path / name for name in ("model.part", "model.old", "model"))
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with self._writing(part.name):
+            save_pretrained(model, tokenizer, part)
+            for file in part.iterdir():
+                sync(file)
+            if final.exists():
+                os.replace(final, old)
+            os.replace(part, final)
+            sync(self.path)
+        shutil.rmtree(old, ignore_errors=True)

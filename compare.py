@@ -69,9 +69,11 @@ def draw(out: Path, seeds: int) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels = [("right answers, sampled (share)", "eval_sampled", ("grpo", "ppo_verifier")), ("answer length (tokens)", "response_length", ("grpo", "ppo_verifier")),
-              ("the reward model's score", "reward", ("ppo_rm", "ppo_rm_no_kl")), ("right answers, sampled (share)", "eval_sampled", ("ppo_rm", "ppo_rm_no_kl"))]
-    labels = {"grpo": "GRPO", "ppo_verifier": "PPO", "ppo_rm": "PPO on a reward model, β = 0.05", "ppo_rm_no_kl": "PPO on a reward model, no KL penalty"}
+    panels = [("right answers, sampled (share)", "eval_sampled", ("grpo", "ppo_verifier")),
+              ("answer length (tokens)", "response_length", ("grpo", "ppo_verifier")),
+              ("the reward model's score", "reward", ("ppo_rm", "ppo_rm_no_kl")),
+              ("right answers, sampled (share)", "eval_sampled", ("ppo_rm", "ppo_rm_no_kl"))]
+    labels = {"grpo": "GRPO", "ppo_verifier": "PPO", "ppo_rm": "PPO, KL penalty β = 0.05", "ppo_rm_no_kl": "PPO, no KL penalty"}
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     for axis, (label, column, names) in zip(axes, panels):
         for name in names:
@@ -84,7 +86,8 @@ def draw(out: Path, seeds: int) -> None:
                         points.setdefault(int(row["step"]), []).append(float(row[column]))
             line, = axis.plot(list(points), [statistics.median(values) for values in points.values()], label=labels[name],
                               marker="o" if column == "eval_sampled" else None, markersize=3)
-            axis.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()], color=line.get_color(), alpha=0.2)
+            axis.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()],
+                              color=line.get_color(), alpha=0.2)
         axis.set(xlabel="update", ylabel=label)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)

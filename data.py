@@ -9,6 +9,8 @@ import math
 import re
 import traceback
 import zlib
+from collections.abc import Iterable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +43,8 @@ def demonstration(prompt: str, reason: bool) -> str:
 
 def verify_sum(prompt: str, completion: str) -> float:
     """1.0 if what follows the last </think> (or all, if there is none) is the integer that the prompt asks for, else 0.0."""
+    if not isinstance(prompt, str) or not re.fullmatch(r"[0-9]+(\+[0-9]+)*=", prompt):
+        raise ValueError(f"found the prompt {prompt!r}, expected a sum such as '17+58+23='")
     answer = completion.rpartition("</think>")[2].strip()
     return float(re.fullmatch(r"[0-9]{1,9}", answer) is not None and int(answer) == sum(map(int, prompt[:-1].split("+"))))
 
@@ -103,6 +107,17 @@ def encode_completion(tokenizer, prompt, completion) -> list[int]:
     return ids[:ids.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in ids else ids + [tokenizer.eos_id]
 
 
+def encode(examples: list[dict], path: str, fields) -> list[dict]:
+    """Each example with fields(example), a dict, added to it. What can't be encoded, as messages without a template, is named by line."""
+    encoded = []
+    for example in examples:
+        try:
+            encoded.append({**example, **fields(example)})
+        except ValueError as error:
+            raise ValueError(f"{path}, line {example['line']}: {error}") from error
+    return encoded
+
+
 def usable(examples: list[dict], path: str, reason_not) -> list[dict]:
     """Drop the examples for which `reason_not(example)` is a text; say how many and where the first is."""
     kept, dropped = [], {}
@@ -132,26 +147,30 @@ def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
 
 def read_prompts(path: str, tokenizer, longest: int) -> list[dict]:
     """Prompts of a JSONL file for PPO and GRPO: {"prompt", "ids", "line", and its other fields}, `longest` tokens at most."""
-    examples = [{**e, "ids": encode_prompt(tokenizer, e["prompt"])} for e in read_jsonl(path, ("prompt",))]
+    examples = encode(read_jsonl(path, ("prompt",)), path, lambda e: {"ids": encode_prompt(tokenizer, e["prompt"])})
     return usable(examples, path, lambda e: "empty prompt" if not e["ids"] else
                   f"prompt over the {longest} tokens that --max-new-tokens leaves of the context" if len(e["ids"]) > longest else "")
 
 
-def held_out_problems(n: int, tokenizer) -> list[dict]:
+def held_out_problems(n: int, tokenizer, longest: int) -> list[dict]:
     """The built-in task's evaluation: the same problems for every script and seed, none of them ever trained on."""
-    return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)]
+    problems = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)]
+    if (most := max(len(p["ids"]) for p in problems)) > longest:
+        raise ValueError(f"--max-new-tokens leaves {longest} tokens of the model's context for prompts, expected at least {most}")
+    return problems
 
 
 def load_prompts(config, tokenizer, context: int):
     """A function step -> examples of that step, and the examples of every evaluation."""
+    longest = context - config.max_new_tokens
     if config.data:
-        train, held_out = hold_out(read_prompts(config.data, tokenizer, context - config.max_new_tokens), config.eval_problems)
+        train, held_out = hold_out(read_prompts(config.data, tokenizer, longest), config.eval_problems)
         return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
 
     def batch(step):
         problems = sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))
         return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems]
-    return batch, held_out_problems(config.eval_problems, tokenizer)
+    return batch, held_out_problems(config.eval_problems, tokenizer, longest)
 
 
 def hold_out(examples: list[dict], most: int) -> tuple[list[dict], list[dict]]:
@@ -168,32 +187,55 @@ def load_reward(spec: str):
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise ValueError(f"--reward {spec}: expected `verifier` or FILE.py:FUNCTION with a file that exists")
-    module_spec = importlib.util.spec_from_file_location("user_reward", file)
+    module_spec = importlib.util.spec_from_file_location("user_reward", file, loader=SourceFileLoader("user_reward", file))
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
     if not callable(getattr(module, name, None)):
         raise ValueError(f"--reward {spec}: {file} has no function {name}")
     return getattr(module, name)
 
 
+def _raises(function, argument) -> bool:
+    try:
+        function(argument)
+    except Exception:
+        return True
+    return False
+
+
 def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool], tokenizer) -> list[float]:
     """The reward function's score of each answer. It sees text (for message prompts, messages) without special tokens.
 
-    The built-in verifier gives 0 to an answer that was cut off."""
+    The built-in verifier gives 0 to an answer that was cut off. Errors: UserError with status 1, naming function and example."""
     texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
-    completions = [t if isinstance(e["prompt"], str) else [{"role": "assistant", "content": t}] for e, t in zip(examples, texts)]
-    columns = {name: [e.get(name) for e in examples] for name in examples[0] if name not in ("prompt", "ids", "line")}
+    name = getattr(reward, "__name__", repr(reward))
+
+    def call(which):
+        some = [examples[i] for i in which]
+        completions = [texts[i] if isinstance(examples[i]["prompt"], str) else [{"role": "assistant", "content": texts[i]}] for i in which]
+        columns = {field: [e.get(field) for e in some] for field in examples[0] if field not in ("prompt", "ids", "line")}
+        return reward([e["prompt"] for e in some], completions, **columns)
+
+    def place(i):
+        question = f"line {examples[i]['line']}" if "line" in examples[i] else repr(examples[i]["prompt"])
+        return f"{texts[i][:60]!r}, an answer to {question}"
+
     try:
-        scores = [float(score) for score in reward([e["prompt"] for e in examples], completions, **columns)]
+        scores = call(range(len(answers)))
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"the reward function failed at {frame.filename}, line {frame.lineno}: {error!r}", status=1) from error
-    if len(scores) != len(answers) or not all(map(math.isfinite, scores)):
-        raise UserError(f"the reward function {reward.__name__} gave {len(scores)} values for {len(answers)} answers, "
-                        f"{sum(map(math.isfinite, scores))} of them finite: expected a finite number each", status=1)
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        culprit = next((f", on {place(i)}" for i in range(len(answers)) if _raises(call, [i])), "")
+        raise UserError(f"the reward function {name} failed at {where.filename}, line {where.lineno}{culprit}: {error!r}", status=1) from error
+    scores = list(scores) if isinstance(scores, Iterable) else [scores]
+    if len(scores) != len(answers):
+        raise UserError(f"the reward function {name} gave {len(scores)} values for {len(answers)} answers, expected one each", status=1)
+    for i, score in enumerate(scores):
+        if not hasattr(score, "__float__") or not math.isfinite(score):
+            raise UserError(f"the reward function {name} gave {score!r} to {place(i)}, expected a finite number", status=1)
+    scores = list(map(float, scores))
     return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores
 
 

@@ -98,8 +98,9 @@ def main(argv=None) -> None:
         if config.data and not config.reward:
             raise ValueError("--data needs --reward FILE.py:FUNCTION")
         reward = load_reward(config.reward or "verifier")
-        examples = (read_prompts(config.data, tokenizer, model.config.max_seq_len - config.max_new_tokens)[:config.problems]
-                    if config.data else held_out_problems(config.problems, tokenizer))
+        longest = model.config.max_seq_len - config.max_new_tokens
+        examples = (read_prompts(config.data, tokenizer, longest)[:config.problems] if config.data
+                    else held_out_problems(config.problems, tokenizer, longest))
         reference = config.reference or ("runs/sft" if Path("runs/sft/model/config.json").is_file() else "")
         reference = load_pretrained(model_directory(reference), torch.float32, device)[0] if reference else None
 

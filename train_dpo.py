@@ -24,7 +24,7 @@ from common import Run, RunConfig, UserError, model_directory, parse, pick_devic
 from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
-from pretrained import load_pretrained, save_pretrained
+from pretrained import load_pretrained
 from rollout import in_micro_batches, micro_batches, token_log_probs
 from train_rm import load_pairs, pad_pairs
 
@@ -43,7 +43,7 @@ class Config(RunConfig):
     lr: float = setting(3e-4, "learning rate, falling linearly to 0", low=0.0)
     beta: float | None = setting(None, "β; 0.1, and 2 for simpo, if not given", low=1e-6)
     label_smoothing: float = setting(0.0, "dpo: the share of pairs taken to be labelled the wrong way round", low=0.0, high=0.5)
-    nll_coef: float | None = setting(None, "weight of the chosen answers' NLL a token, as in RPO; 1 for dpo and orpo, else 0, if not given", low=0.0)
+    nll_coef: float | None = setting(None, "weight of the chosen answers' NLL a token; 1 for dpo and orpo, else 0, if not given", low=0.0)
     gamma: float = setting(1.0, "simpo: target margin", low=0.0)
     desirable_weight: float = setting(1.0, "kto: weight of the good answers", low=0.0)
     undesirable_weight: float = setting(1.0, "kto: weight of the bad answers", low=0.0)
@@ -64,7 +64,8 @@ def main(argv=None) -> None:
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         train, held_out = load_pairs(config, policy, tokenizer)
-        problems = held_out_problems(config.eval_problems, tokenizer)
+        longest = policy.config.max_seq_len - config.max_new_tokens
+        problems = None if config.data else held_out_problems(config.eval_problems, tokenizer, longest)
 
     def answer_log_probs(tokens, mask):
         """log π(answer | prompt), summed over the answer. (rows, T) -> (rows,)"""
@@ -122,9 +123,7 @@ def main(argv=None) -> None:
             totals["loss"] = totals.get("loss", 0.0) + loss.item()
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(rows) / P
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = run.update(optimizer, policy)
         seconds = time.perf_counter() - started
 
         # 3. What people see. Chosen log-probs may well fall: the loss asks for a difference, not for likely answers
@@ -141,13 +140,12 @@ def main(argv=None) -> None:
             if not config.data:
                 row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
-        if run.due(step, config.save_every):
-            run.save(step + 1, parts)
+        run.save(step, parts)
 
-    save_pretrained(policy, tokenizer, run.path / "model")
-    run.plot({"loss": ["loss"], "log-prob of an answer (nats)": ["chosen_logp", "rejected_logp"],
-              "implicit reward": ["chosen_reward", "rejected_reward"], "held-out pairs ranked right (share)": ["eval_pairs"],
-              "accuracy": ["eval_greedy", "eval_sampled"], "gradient norm": ["grad_norm"]})
+    run.finish(policy, tokenizer, {
+        "loss": ["loss"], "log-prob of an answer (nats)": ["chosen_logp", "rejected_logp"],
+        "implicit reward": ["chosen_reward", "rejected_reward"], "held-out pairs ranked right (share)": ["eval_pairs"],
+        "accuracy": ["eval_greedy", "eval_sampled"], "gradient norm": ["grad_norm"]})
 
 
 if __name__ == "__main__":

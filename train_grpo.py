@@ -25,7 +25,7 @@ from common import Run, RunConfig, UserError, model_directory, parse, pick_devic
 from data import load_prompts, load_reward, reward_answers
 from evaluate import evaluate
 from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k3, masked_mean
-from pretrained import load_pretrained, save_pretrained
+from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, micro_batches, token_kl, token_log_probs
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}        # (low, high), each paper's
@@ -138,9 +138,7 @@ def main(argv=None) -> None:
                     share = m.sum() / n_scored                         # of the step's tokens, so that stats are their mean
                     for name, value in {**micro_stats, "entropy": masked_mean(entropies, m)}.items():
                         stats[name] = stats.get(name, 0.0) + (value * share).item()
-                grad_norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item())
-                optimizer.step()
-                optimizer.zero_grad()
+                grad_norms.append(run.update(optimizer, policy))
 
         # 6. The reference and β move if they were told to
         answer_kl = kl_k1(rollout.logp, ref_logp).sum(1).mean().item()                                  # nats an answer
@@ -152,23 +150,23 @@ def main(argv=None) -> None:
         seconds = time.perf_counter() - started
 
         # 7. What people see
-        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(rollout.logp, ref_logp), mask).item(), "kl_exact": exact_kl, "kl_coef": kl_coef,
-               "entropy": stats.get("entropy", 0.0), "response_length": mask.sum(1).float().mean().item(),
+        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(rollout.logp, ref_logp), mask).item(),
+               "kl_exact": exact_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""), "response_length": mask.sum(1).float().mean().item(),
                "finished": rollout.finished.float().mean().item(), "no_signal": no_signal.float().mean().item(),
                "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
             row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
+        skipped = {"skipped": f"{int(no_signal.sum())} groups"} if config.loss == "dapo" else {}
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
-                      "tok/s": f"{row['tokens_per_second']:,.0f}", **({"skipped": f"{int(no_signal.sum())} groups"} if config.loss == "dapo" else {})})
-        if run.due(step, config.save_every):
-            run.save(step + 1, parts, kl_coef=kl_coef)
+                      "tok/s": f"{row['tokens_per_second']:,.0f}", **skipped})
+        run.save(step, parts, kl_coef=kl_coef)
 
-    save_pretrained(policy, tokenizer, run.path / "model")
-    run.plot({"accuracy, or mean reward": ["reward", "eval_greedy", "eval_sampled"], "answer length (tokens)": ["response_length"],
-              "KL to the reference (nats a token)": ["kl", "kl_exact"], "entropy (nats a token)": ["entropy"],
-              "groups without signal (share)": ["no_signal"], "gradient norm": ["grad_norm"]})
+    run.finish(policy, tokenizer, {
+        "accuracy, or mean reward": ["reward", "eval_greedy", "eval_sampled"], "answer length (tokens)": ["response_length"],
+        "KL to the reference (nats a token)": ["kl", "kl_exact"], "entropy (nats a token)": ["entropy"],
+        "groups without signal (share)": ["no_signal"], "gradient norm": ["grad_norm"]})
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from data import load_prompts, load_reward, reward_answers, sum_reward
 from evaluate import evaluate
 from losses import adaptive_kl_coef, count_for, kl_k1, kl_k3, masked_mean, ppo_policy_loss, value_loss
 from model import ScalarModel
-from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from pretrained import load_pretrained, load_scalar_model
 from rollout import generate, in_micro_batches, micro_batches, sequence_scores, token_kl, token_log_probs, token_values
 
 
@@ -132,13 +132,9 @@ def main(argv=None) -> None:
                     share = m.sum() / n_scored                         # of the step's tokens, so that stats are their mean
                     for name, value in micro_stats.items():
                         stats[name] = stats.get(name, 0.0) + (value * share).item()
-                torch.nn.utils.clip_grad_norm_(critic.parameters(), 1.0)
-                critic_optimizer.step()
-                critic_optimizer.zero_grad()
+                run.update(critic_optimizer, critic)
                 if step >= config.critic_warmup:
-                    grad_norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item())
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    grad_norms.append(run.update(optimizer, policy))
 
         # 6. The reference and β move if they were told to
         answer_kl = kl_k1(old_logp, ref_logp).sum(1).mean().item()                                       # nats an answer
@@ -151,7 +147,7 @@ def main(argv=None) -> None:
 
         # 7. What people see
         row = {"step": step + 1, "reward": scores.mean().item(), "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(), "kl_exact": exact_kl,
-               "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", 0.0),
+               "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""),
                "response_length": mask.sum(1).float().mean().item(), "finished": rollout.finished.float().mean().item(),
                "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0), "value_error": stats["value_error"],
                "value_clip_fraction": stats["value_clip_fraction"], "explained_variance": explained_variance,
@@ -162,13 +158,12 @@ def main(argv=None) -> None:
             row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}"})
-        if run.due(step, config.save_every):
-            run.save(step + 1, parts, kl_coef=kl_coef)
+        run.save(step, parts, kl_coef=kl_coef)
 
-    save_pretrained(policy, tokenizer, run.path / "model")
-    run.plot({"score": ["reward"], "accuracy, or mean reward": ["eval_greedy", "eval_sampled"], "answer length (tokens)": ["response_length"],
-              "KL to the reference (nats a token)": ["kl", "kl_exact"], "entropy (nats a token)": ["entropy"],
-              "explained variance of the critic": ["explained_variance"]})
+    run.finish(policy, tokenizer, {
+        "score": ["reward"], "accuracy, or mean reward": ["eval_greedy", "eval_sampled"], "answer length (tokens)": ["response_length"],
+        "KL to the reference (nats a token)": ["kl", "kl_exact"], "entropy (nats a token)": ["entropy"],
+        "explained variance of the critic": ["explained_variance"]})
 
 
 if __name__ == "__main__":

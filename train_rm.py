@@ -13,11 +13,11 @@ import torch
 
 import train_sft
 from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, trained, user_errors
-from data import encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
+from data import encode, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
 from evaluate import answer
 from losses import reward_model_loss
 from model import ScalarModel
-from pretrained import load_pretrained, save_pretrained
+from pretrained import load_pretrained
 from rollout import micro_batches, sequence_scores
 
 
@@ -58,9 +58,9 @@ def load_pairs(config, policy, tokenizer) -> tuple[list[dict], list[dict]]:
         return (sample_pairs(policy, tokenizer, config.pairs, config.seed, config.max_new_tokens),
                 sample_pairs(policy, tokenizer, config.eval_problems, 0, config.max_new_tokens, held_out=True))
     context = policy.config.max_seq_len
-    examples = [{"prompt": encode_prompt(tokenizer, e["prompt"]), "line": e["line"],
-                 **{side: encode_completion(tokenizer, e["prompt"], e[side]) for side in ("chosen", "rejected")}}
-                for e in read_jsonl(config.data, ("prompt", "chosen", "rejected"))]
+    examples = encode(read_jsonl(config.data, ("prompt", "chosen", "rejected")), config.data, lambda e: {
+        "prompt": encode_prompt(tokenizer, e["prompt"]),
+        **{side: encode_completion(tokenizer, e["prompt"], e[side]) for side in ("chosen", "rejected")}})
     return hold_out(usable(examples, config.data, lambda e: "chosen equal to rejected" if e["chosen"] == e["rejected"]
                            else "empty prompt" if not e["prompt"] else "empty answer" if min(len(e["chosen"]), len(e["rejected"])) < 2
                            else f"longer than the context of {context} tokens"
@@ -105,9 +105,7 @@ def main(argv=None) -> None:
             totals["loss"] += loss.item()
             for name, value in stats.items():
                 totals[name] += value.item() * len(rows) / mask.shape[1]
-        grad_norm = torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = run.update(optimizer, reward_model)
         seconds = time.perf_counter() - started
 
         # 3. What people see: the share of held-out pairs that are ranked right
@@ -125,11 +123,10 @@ def main(argv=None) -> None:
                          for t, m, pair in some for k, side in enumerate(("chosen", "rejected"))]
             run.sample(step + 1, {"eval_accuracy": row["eval_accuracy"]}, lines)
         run.log(row, {"loss": f"{totals['loss']:.3f}", "accuracy": f"{totals['accuracy']:.3f}"})
-        if run.due(step, config.save_every):
-            run.save(step + 1, parts)
+        run.save(step, parts)
 
-    save_pretrained(reward_model, tokenizer, run.path / "model")
-    run.plot({"loss (nats a pair)": ["loss"], "pairs ranked right (share)": ["accuracy", "eval_accuracy"], "score margin": ["margin"]})
+    run.finish(reward_model, tokenizer, {"loss (nats a pair)": ["loss"], "pairs ranked right (share)": ["accuracy", "eval_accuracy"],
+                                         "score margin": ["margin"]})
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ from typing import ClassVar
 import torch
 
 from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, user_errors
-from data import (REASON_SHARE, demonstration, encode_completion, encode_prompt, held_out_problems, hold_out, pad_batch, read_jsonl,
-                  sum_problems, sum_reward, take, usable)
+from data import (REASON_SHARE, demonstration, encode, encode_completion, encode_prompt, held_out_problems, hold_out, pad_batch,
+                  read_jsonl, sum_problems, sum_reward, take, usable)
 from evaluate import evaluate
 from losses import sft_loss
 from model import ModelConfig, Transformer
-from pretrained import load_pretrained, save_pretrained
+from pretrained import load_pretrained
 from rollout import in_micro_batches, micro_batches, token_log_probs
 from tokenizer import builtin_tokenizer
+
+MAX_NEW_TOKENS = 32                     # of an answer, in evaluations
 
 
 @dataclass(kw_only=True)
@@ -48,16 +50,17 @@ def main(argv=None) -> None:
             tokenizer = builtin_tokenizer()
             policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256,
                                              max_seq_len=128, rope_theta=100.0, qk_norm=True)).to(device)
+        context = policy.config.max_seq_len
         if config.data:
-            examples = [{**e, "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))}
-                        for e in read_jsonl(config.data, ("prompt", "completion"))]
-            context = policy.config.max_seq_len
-            examples = usable(examples, config.data, lambda e: f"longer than the context of {context} tokens" if len(sum(e["rows"], [])) > context
+            examples = encode(read_jsonl(config.data, ("prompt", "completion")), config.data, lambda e: {
+                "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))})
+            examples = usable(examples, config.data, lambda e:
+                              f"longer than the context of {context} tokens" if len(sum(e["rows"], [])) > context
                               else "empty prompt" if not e["rows"][0] else "empty completion" if len(e["rows"][1]) < 2 else "")
             train, held_out = hold_out(examples, config.eval_problems)
             batch = lambda step: [e["rows"] for e in take(train, config.batch_size, config.seed, step)]
         else:
-            held_out = held_out_problems(config.eval_problems, tokenizer)
+            held_out = held_out_problems(config.eval_problems, tokenizer, context - MAX_NEW_TOKENS)
 
             def batch(step):
                 rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
@@ -82,9 +85,7 @@ def main(argv=None) -> None:
             micro_loss, _ = sft_loss(logp, mask[rows, :T], denominator=mask.sum())
             micro_loss.backward()
             loss += micro_loss.item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).item()
-        optimizer.step()
-        optimizer.zero_grad()
+        grad_norm = run.update(optimizer, policy)
         seconds = time.perf_counter() - started
 
         # 3. What people see
@@ -96,13 +97,12 @@ def main(argv=None) -> None:
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, 32))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
-        if run.due(step, config.save_every):
-            run.save(step + 1, parts)
+        run.save(step, parts)
 
-    save_pretrained(policy, tokenizer, run.path / "model")
-    run.plot({"loss (nats a token)": ["loss", "eval_loss"], "accuracy": ["eval_greedy", "eval_sampled"], "gradient norm": ["grad_norm"]})
+    run.finish(policy, tokenizer, {"loss (nats a token)": ["loss", "eval_loss"], "accuracy": ["eval_greedy", "eval_sampled"],
+                                   "gradient norm": ["grad_norm"]})
 
 
 if __name__ == "__main__":

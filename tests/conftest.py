@@ -1,10 +1,53 @@
+import json
+
 import pytest
 import torch
 
+import train_sft
 from model import ModelConfig, Transformer
+from pretrained import save_pretrained
 from tokenizer import builtin_tokenizer
 
 torch.set_num_threads(2)
+
+REWARD = """
+def vowels(prompts, completions, **columns):
+    "share of an answer's 6 places that hold a letter of the column `good`"
+    return [sum(c in good for c in text) / 6 for text, good in zip(completions, columns["good"])]
+def raises(prompts, completions, **columns):
+    return [1 / (prompt != "7:") for prompt in prompts]
+def too_few(prompts, completions, **columns):
+    return [1.0]
+def number(prompts, completions, **columns):
+    return 1.0
+def nan(prompts, completions, **columns):
+    return [float("nan") if prompt == "7:" else 1.0 for prompt in prompts]
+def none(prompts, completions, **columns):
+    return [None] * len(prompts)
+"""
+
+
+def write_tiny_task(path) -> None:
+    """A tiny model, which says a, b, c about equally often, with data sets and rewards to train it on, in seconds."""
+    tokenizer = builtin_tokenizer()
+    torch.manual_seed(0)
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer, path / "random")
+    answers = ["abcabc", "cba", "bca", "acbb", "ccab", "baac"]
+    rows = [{"prompt": f"{i}:", "completion": answers[i % 6], "good": "ae"} for i in range(60)]
+    (path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)} for i in range(60)]
+    (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    (path / "reward.py").write_text(REWARD)
+    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
+                    "--batch-size", "16", "--lr", "1e-2"])
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    """A directory with the tiny task in it."""
+    path = tmp_path_factory.mktemp("runs")
+    write_tiny_task(path)
+    return path
 
 
 @pytest.fixture

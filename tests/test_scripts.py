@@ -1,9 +1,6 @@
 """Every script, end to end, on tasks small enough for seconds: it learns, writes what the README says, resumes, and refuses."""
 import csv
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,41 +9,9 @@ import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
-import train_sft
 from common import UserError
-from model import ModelConfig, ScalarModel, Transformer
+from model import ScalarModel
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
-from tokenizer import builtin_tokenizer
-
-REWARD = """
-def vowels(prompts, completions, **columns):
-    "share of an answer's 6 places that hold a letter of the column `good`"
-    return [sum(c in good for c in text) / 6 for text, good in zip(completions, columns["good"])]
-def raises(prompts, completions, **columns):
-    return 1 / 0
-def too_few(prompts, completions, **columns):
-    return [1.0]
-def nan(prompts, completions, **columns):
-    return [float("nan")] * len(prompts)
-"""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A tiny model, which says a, b, c about equally often, and data sets; the working directory."""
-    path = tmp_path_factory.mktemp("runs")
-    tokenizer = builtin_tokenizer()
-    torch.manual_seed(0)
-    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer, path / "random")
-    answers = ["abcabc", "cba", "bca", "acbb", "ccab", "baac"]
-    rows = [{"prompt": f"{i}:", "completion": answers[i % 6], "good": "ae"} for i in range(60)]
-    (path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)} for i in range(60)]
-    (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    (path / "reward.py").write_text(REWARD)
-    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
-                    "--batch-size", "16", "--lr", "1e-2"])
-    return path
 
 
 def rows(run):
@@ -220,47 +185,6 @@ def test_the_reference_stays_frozen_unless_told_to_move(place):
     assert not any(torch.equal(ema[k], start[k]) or torch.equal(ema[k], policy[k]) for k in ("layers.0.mlp.up_proj.weight", "norm.weight"))
 
 
-# ------------------------------------------------------------------------------------------------------ refusals
-
-@pytest.mark.parametrize("script, flags, message", [
-    (train_grpo, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
-    (train_grpo, ["--lr", "nan"], "--lr: nan is out of range"),
-    (train_grpo, ["--steps", "1.5"], "--steps: invalid int value: '1.5'"),
-    (train_grpo, ["--temperature", "0"], "--temperature: 0 is out of range"),
-    (train_grpo, ["--colour", "red"], "unrecognized arguments: --colour red"),
-    (train_grpo, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"),
-    (train_grpo, ["--model", "nowhere"], "nowhere/config.json: not found"),
-    (train_grpo, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (train_grpo, ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected"),
-    (train_grpo, ["--reward", "{place}/reward.py:g"], "has no function g"),
-    (train_grpo, ["--ref-ema", "0.9", "--ref-sync", "2"], "both given"),
-    (train_grpo, ["--device", "tpu9"], "--device tpu9: not available"),
-    (train_grpo, ["--data", "{place}/nowhere.jsonl", "--reward", "verifier"], "nowhere.jsonl"),
-    (train_ppo, ["--reward", "verifier", "--reward-model", "x"], "both given"),
-    (train_dpo, ["--data", "{place}/sft.jsonl"], "sft.jsonl, line 1: chosen is missing"),
-    (train_dpo, ["--data", "{place}/sft.jsonl", "--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
-    (train_sft, ["--data", "{place}/pairs.jsonl"], "pairs.jsonl, line 1: completion is missing"),
-    (train_sft, ["--resume"], "nothing to resume")])
-def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, script, flags, message):
-    out = tmp_path / "run"
-    flags = [f.format(place=place) for f in flags]
-    if "--model" not in flags and script is not train_sft:
-        flags += ["--model", str(place / "sft")]
-    with pytest.raises(UserError) as error:
-        script.main(["--out", str(out), *flags])
-    assert message in str(error.value) and "\n" not in str(error.value) and error.value.status == 2
-    assert not out.exists()
-
-
-@pytest.mark.parametrize("function, message", [("raises", "reward.py, line 6: ZeroDivisionError"), ("too_few", "1 values for 32 answers"),
-                                               ("nan", "32 values for 32 answers, 0 of them finite")])
-def test_a_bad_reward_function_ends_the_run_with_status_1(place, tmp_path, function, message):
-    flags = rl(place, "unused", *GRPO, "--reward", f"{place / 'reward.py'}:{function}", "--eval-every", "0", "--out", str(tmp_path / "run"))
-    with pytest.raises(UserError) as error:
-        train_grpo.main(flags)
-    assert message in str(error.value) and error.value.status == 1
-
-
 def test_a_run_directory_that_holds_a_run_is_left_alone(place, tmp_path):
     run = tmp_path / "run"
     flags = rl(place, "unused", *GRPO, "--steps", "1", "--out", str(run))
@@ -277,14 +201,6 @@ def test_a_run_directory_that_holds_a_run_is_left_alone(place, tmp_path):
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     train_grpo.main([*flags, "--overwrite", "--seed", "1"])
     assert (run / "mine.txt").read_text() == "kept" and json.loads((run / "config.json").read_text())["seed"] == 1
-
-
-def test_the_command_line_says_one_line_and_status_2(tmp_path):
-    root = Path(__file__).parent.parent
-    for command, message in (["train_grpo.py", "--group-size", "1"], "--group-size"), (["evaluate.py", "nowhere"], "nowhere/config.json"):
-        done = subprocess.run([sys.executable, root / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
-    assert not list(tmp_path.iterdir())
 
 
 def test_evaluate(place, capsys):

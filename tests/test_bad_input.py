@@ -1,0 +1,240 @@
+"""What people get wrong, tried on every script: one line that names what was found where, status 2, and nothing that was there is touched."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import compare
+import evaluate
+import train_dpo
+import train_grpo
+import train_ppo
+import train_rm
+import train_sft
+from common import script
+
+SFT, RM, DPO, GRPO, PPO = train_sft, train_rm, train_dpo, train_grpo, train_ppo
+SCRIPTS = [SFT, RM, DPO, GRPO, PPO]
+
+
+def good(n: int) -> list[str]:
+    return [json.dumps({"prompt": f"{i}:", "completion": "ab", "chosen": "a", "rejected": "b"}) for i in range(n)]
+
+
+DATA = {                                   # name: a JSONL file's bytes
+    "empty": b"", "blank": b"\n \n\n", "binary": bytes(range(256)), "latin1": '{"prompt": "é"}'.encode("latin-1"),
+    "utf16": '{"prompt": "a"}'.encode("utf-16"),
+    "cut": "\n".join([*good(20), '{"prompt": "a", "compl', *good(3)]).encode(),
+    "list": "\n".join([*good(4), "[1, 2]"]).encode(),
+    "number": "\n".join([*good(2), '{"prompt": 7, "completion": "a", "chosen": "a", "rejected": "b"}']).encode(),
+    "null": "\n".join([*good(2), '{"prompt": "a", "completion": null, "chosen": null, "rejected": "b"}']).encode(),
+    "missing": "\n".join([*good(2), '{"text": "a"}']).encode(),
+    "no_messages": b'{"prompt": [], "completion": [], "chosen": [], "rejected": []}',
+    "no_content": b'{"prompt": [{"role": "user"}], "completion": "a", "chosen": "a", "rejected": "b"}',
+    "mixed": b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}], "chosen": "a", "rejected": "b"}',
+    "chat": (b'{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}], '
+             b'"chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}'),
+    "empty_prompts": b'{"prompt": "", "completion": "a", "chosen": "a", "rejected": "b"}',
+    "empty_answers": b'{"prompt": "a", "completion": "", "chosen": "", "rejected": "b"}',
+    "equal": b'{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "b"}',
+    "long": json.dumps({"prompt": "a" * 100, "completion": "b", "chosen": "a", "rejected": "b"}).encode()}
+
+
+@pytest.fixture(scope="module")
+def bad(place, tmp_path_factory):
+    """Files and directories that can't be used."""
+    path = tmp_path_factory.mktemp("bad")
+    for name, content in DATA.items():
+        (path / f"{name}.jsonl").write_bytes(content)
+    (path / "folder.jsonl").mkdir()
+    (path / "file").write_text("mine")
+    (path / "syntax.py").write_text("def f(:")
+    (path / "exits.py").write_text("raise SystemExit(3)")
+    (path / "reward.py").write_text("def f(prompts, completions, **columns): return [0.0] * len(prompts)\nvalue = 3")
+
+    def model(name, **changes):
+        shutil.copytree(place / "sft" / "model", path / name)
+        config = json.loads((path / name / "config.json").read_text())
+        (path / name / "config.json").write_text(json.dumps({**config, **changes}))
+        return path / name
+    model("family", model_type="mamba")
+    model("text_size", hidden_size="32")
+    model("shape", intermediate_size=65)
+    model("vocabulary", vocab_size=300)
+    model("window", model_type="mistral", sliding_window=16)
+    model("short", max_position_embeddings=16)
+    (model("no_config") / "config.json").unlink()
+    (model("config_list") / "config.json").write_text("[]")
+    (model("config_cut") / "config.json").write_text('{"model_type": "lla')
+    (model("no_weights") / "model.safetensors").unlink()
+    (model("no_tokenizer") / "tokenizer.json").unlink()
+    (model("tokenizer_cut") / "tokenizer.json").write_text("{")
+    weights = model("cut_weights") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
+                         ("tensor_missing", lambda x: {k: v for k, v in x.items() if k != "model.norm.weight"})):
+        weights = model(name) / "model.safetensors"
+        save_file(change(load_file(weights)), weights)
+
+    def run(name, source="run"):
+        return shutil.copytree(path / source, path / name)
+    quick = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--steps", "2",
+             "--prompts-per-step", "4", "--group-size", "2", "--max-new-tokens", "4", "--eval-problems", "4"]
+    GRPO.main(["--out", str(path / "run"), *quick])
+    (run("corrupt") / "checkpoint.pt").write_bytes(b"no checkpoint")
+    checkpoint = run("half") / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    shutil.copy(place / "sft" / "checkpoint.pt", run("other") / "checkpoint.pt")
+    (run("lost") / "checkpoint.pt").unlink()
+    (run("settings_cut") / "config.json").write_text('{"algorithm": "grpo", "ste')
+    (run("settings_other") / "config.json").write_text('{"algorithm": "grpo", "colour": "red"}')
+    (run("metrics_cut") / "metrics.csv").write_text("step\n")
+    shutil.rmtree(run("unfinished") / "model")
+    return path
+
+
+def every(scripts, flags, message):
+    return [(s, flags, message) for s in scripts]
+
+
+CASES = [
+    # flags
+    *every([*SCRIPTS, compare], ["--colour", "red"], "unrecognized arguments: --colour red"),
+    *every(SCRIPTS, ["--step", "3"], "unrecognized arguments: --step 3"),                          # no abbreviations
+    *every(SCRIPTS, ["--steps", "0"], "--steps: 0 is out of range, expected at least 1"),
+    *every(SCRIPTS, ["--lr", "nan"], "--lr: nan is out of range, expected at least 0"),
+    (GRPO, ["extra"], "unrecognized arguments: extra"), (GRPO, ["--steps"], "--steps: expected one argument"),
+    (GRPO, ["--steps", "1.5"], "--steps: invalid int value: '1.5'"), (GRPO, ["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+    (GRPO, ["--lr", "-1"], "--lr: -1 is out of range"), (PPO, ["--clip", "inf"], "--clip: inf is out of range"),
+    (GRPO, ["--seed", "-1"], "--seed: -1 is out of range"), (GRPO, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
+    (GRPO, ["--temperature", "0"], "--temperature: 0 is out of range"), (PPO, ["--temperature", "-1"], "--temperature: -1 is out of range"),
+    (GRPO, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"), (DPO, ["--loss", "grpo"], "--loss: invalid choice: 'grpo'"),
+    (GRPO, ["--dtype", "float16"], "--dtype: invalid choice: 'float16'"), (PPO, ["--lam", "1.5"], "--lam: 1.5 is out of range"),
+    (DPO, ["--beta", "0"], "--beta: 0 is out of range"), (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
+    (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"), (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
+    (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"), (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
+    # flags that don't go together
+    (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
+    (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
+    (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
+    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
+    *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"], "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
+    # devices
+    *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"), (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
+    # data
+    *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"), *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
+    *every(SCRIPTS, ["--data", "{bad}/empty.jsonl"], "empty.jsonl: no examples in it"),
+    *every(SCRIPTS, ["--data", "{bad}/cut.jsonl"], "cut.jsonl, line 21: not JSON"),
+    *every(SCRIPTS, ["--data", "{bad}/chat.jsonl"], "chat.jsonl, line 1: this model has no chat template"),
+    *every(SCRIPTS, ["--data", "{bad}/long.jsonl"], "long.jsonl: none of 1 examples can be used"),
+    *every(SCRIPTS, ["--data", "{bad}/empty_prompts.jsonl"], "empty_prompts.jsonl: none of 1 examples can be used"),
+    *every(SCRIPTS, ["--data", "{bad}/number.jsonl"], "number.jsonl, line 3: prompt is 7, expected text"),
+    *every(SCRIPTS, ["--data", "{bad}/missing.jsonl"], "missing.jsonl, line 3: prompt is missing, expected text"),
+    (GRPO, ["--data", "{bad}/blank.jsonl"], "no examples in it"), (SFT, ["--data", "{bad}/binary.jsonl"], "binary.jsonl: byte 128 is not UTF-8"),
+    (GRPO, ["--data", "{bad}/latin1.jsonl"], "latin1.jsonl: byte 12 is not UTF-8"), (RM, ["--data", "{bad}/utf16.jsonl"], "utf16.jsonl: byte 0 is not UTF-8"),
+    (PPO, ["--data", "{bad}/list.jsonl"], "list.jsonl, line 5: found list, expected an object"),
+    (SFT, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: completion is null"), (DPO, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: chosen is null"),
+    (SFT, ["--data", "{bad}/no_messages.jsonl"], "no_messages.jsonl, line 1: prompt is []"),
+    (GRPO, ["--data", "{bad}/no_content.jsonl"], "no_content.jsonl, line 1: prompt is [{{"),
+    (SFT, ["--data", "{bad}/mixed.jsonl"], "mixed.jsonl, line 1: prompt and completion mix text and messages"),
+    (SFT, ["--data", "{bad}/empty_answers.jsonl"], "empty_answers.jsonl: none of 1"), (DPO, ["--data", "{bad}/empty_answers.jsonl"], "none of 1"),
+    *every([RM, DPO], ["--data", "{bad}/equal.jsonl"], "equal.jsonl: none of 1"),
+    # models
+    *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"), *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
+    (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"), (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
+    (GRPO, ["--model", "{bad}/config_cut"], "config_cut/config.json: not JSON"), (GRPO, ["--model", "{bad}/family"], "model_type is 'mamba'"),
+    (GRPO, ["--model", "{bad}/text_size"], "config.json: hidden_size is '32'"), (GRPO, ["--model", "{bad}/window"], "sliding_window"),
+    (GRPO, ["--model", "{bad}/shape"], "has shape (64, 32), config.json says (65, 32)"), (GRPO, ["--model", "{bad}/vocabulary"], "has shape (260, 32)"),
+    (GRPO, ["--model", "{bad}/no_weights"], "model.safetensors: not found"), (GRPO, ["--model", "{bad}/cut_weights"], "model.safetensors: cut off"),
+    (GRPO, ["--model", "{bad}/left_over"], "model.extra is not part of this model"), (GRPO, ["--model", "{bad}/tensor_missing"], "norm.weight is missing"),
+    (GRPO, ["--model", "{bad}/no_tokenizer"], "tokenizer.json: not found"), (GRPO, ["--model", "{bad}/tokenizer_cut"], "tokenizer.json: not JSON"),
+    (GRPO, ["--model", "{bad}/unfinished"], "unfinished: this run is not finished"),
+    (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
+    (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
+    # rewards
+    *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier` or FILE.py:FUNCTION"),
+    (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"), (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
+    (GRPO, ["--reward", "{bad}/reward.py:value"], "has no function value"), (PPO, ["--reward", "{bad}/syntax.py:f"], "SyntaxError"),
+    (GRPO, ["--reward", "{bad}/exits.py:f"], "SystemExit(3)"), (GRPO, ["--reward", "{bad}/file:f"], "importing"),
+    # run directories
+    *every(SCRIPTS, ["--out", "{bad}/file"], "file is not a directory"), *every(SCRIPTS, ["--out", "{bad}/file/run"], "file is not a directory"),
+    *every(SCRIPTS, ["--out", "{bad}/run"], "run: holds a run already (config.json, metrics.csv"),
+    *every(SCRIPTS, ["--resume"], "nothing to resume"), (SFT, ["--out", "{bad}/run", "--resume"], "run/config.json: not the settings of a run of sft: ValueError('another algorithm')"),
+    (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"], "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
+    (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"], "corrupt/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/half", "--resume", "--steps", "4"], "half/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/lost", "--resume", "--steps", "4"], "lost/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/settings_cut", "--resume"], "settings_cut/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/settings_other", "--resume"], "settings_other/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/metrics_cut", "--resume", "--steps", "4"], "metrics.csv: has 5 bytes, expected"),
+    # evaluate.py
+    (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
+    (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
+    (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
+    (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
+    (evaluate, ["{place}/sft", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
+    (evaluate, ["{place}/sft", "--reference", "nowhere"], "nowhere/config.json: not found"),
+]
+
+
+def tree(*roots):
+    return {p: p.read_bytes() if p.is_file() else None for root in roots for p in root.rglob("*") if "__pycache__" not in p.parts}
+
+
+def run_script(main, flags, capsys):
+    """As from the shell. -> status, the lines of stderr"""
+    with pytest.raises(SystemExit) as end:
+        script(lambda: main(flags))
+    return end.value.code, capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("module, flags, message", CASES, ids=lambda x: getattr(x, "__name__", None) or " ".join(x) if not isinstance(x, str) else "")
+def test_one_line_and_status_2(place, bad, tmp_path, capsys, monkeypatch, module, flags, message):
+    monkeypatch.chdir(tmp_path)
+    message, flags = message.format(place=place, bad=bad), [f.format(place=place, bad=bad) for f in flags]
+    resumes_a_run = "--resume" in flags and "--out" in flags
+    if module in SCRIPTS and not resumes_a_run:
+        if "--model" not in flags:
+            flags += ["--model", str(place / "sft")]
+        if module in (GRPO, PPO) and not {"--reward", "--reward-model"} & set(flags) and "--data needs --reward" not in message:
+            flags += ["--reward", f"{bad / 'reward.py'}:f"]
+    before = tree(place, bad, tmp_path)
+    status, lines = run_script(module.main, flags, capsys)
+    assert status == 2
+    assert len(lines) == 1 and message in lines[0] and len(lines[0]) < 500
+    assert tree(place, bad, tmp_path) == before
+
+
+def rl(place, *flags):
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", "run", "--steps", "3", "--prompts-per-step", "60",
+            "--max-new-tokens", "6", "--eval-every", "0", *flags]
+
+
+@pytest.mark.parametrize("function, message", [
+    ("raises", "the reward function raises failed at {place}/reward.py, line 6, on "), ("raises", "an answer to line 8: ZeroDivisionError"),
+    ("too_few", "the reward function too_few gave 1 values for 60 answers"), ("number", "the reward function number gave 1 values for 60"),
+    ("nan", "the reward function nan gave nan to "), ("nan", "an answer to line 8, expected a finite number"),
+    ("none", "the reward function none gave None to ")])
+def test_a_bad_reward_function_ends_the_run_with_status_1(place, tmp_path, capsys, monkeypatch, function, message):
+    monkeypatch.chdir(tmp_path)
+    status, lines = run_script(PPO.main, rl(place, "--reward", f"{place / 'reward.py'}:{function}"), capsys)
+    assert status == 1 and message.format(place=place) in lines[-1] and "Traceback" not in "".join(lines)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_the_verifier_on_other_prompts_says_what_it_expects(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, lines = run_script(PPO.main, rl(place, "--reward", "verifier"), capsys)
+    assert status == 1 and "expected a sum such as '17+58+23='" in lines[-1]
+
+
+def test_from_the_shell(tmp_path):
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, root / "train_grpo.py", "--group-size", "1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
+    assert done.stderr == "train_grpo.py: error: argument --group-size: 1 is out of range, expected at least 2 (see --help)\n"
