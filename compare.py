@@ -57,10 +57,11 @@ def run_method(out: Path, name: str, seed: int) -> dict:
     if name == "rm":
         return result | {"pairs": float(rows[-1]["eval_accuracy"])}
     evaluated = [row for row in rows if row["eval_sampled"]]
-    best = max(evaluated, key=lambda row: float(row["eval_sampled"]))
-    result |= {"greedy": float(evaluated[-1]["eval_greedy"]), "sampled": float(evaluated[-1]["eval_sampled"]), "peak": float(best["eval_sampled"])}
-    if "ppo_rm" in name:
-        result |= {"score": float(rows[-1]["reward"]), "score_at_peak": float(best["reward"])}
+    result |= {"greedy": float(evaluated[-1]["eval_greedy"]), "sampled": float(evaluated[-1]["eval_sampled"])}
+    if "ppo_rm" in name:                                         # true accuracy at its best, and the score there and at the end
+        best = max(evaluated, key=lambda row: float(row["eval_greedy"]))
+        result |= {"peak_greedy": float(best["eval_greedy"]), "peak_sampled": max(float(row["eval_sampled"]) for row in evaluated),
+                   "score_at_peak": float(best["reward"]), "score": float(rows[-1]["reward"])}
     return result
 
 
@@ -72,20 +73,20 @@ def draw(out: Path, seeds: int) -> None:
     panels = [("right answers, sampled (share)", "eval_sampled", ("grpo", "ppo_verifier")),
               ("answer length (tokens)", "response_length", ("grpo", "ppo_verifier")),
               ("the reward model's score", "reward", ("ppo_rm", "ppo_rm_no_kl")),
-              ("right answers, sampled (share)", "eval_sampled", ("ppo_rm", "ppo_rm_no_kl"))]
+              ("right answers, greedy (share)", "eval_greedy", ("ppo_rm", "ppo_rm_no_kl"))]
     labels = {"grpo": "GRPO", "ppo_verifier": "PPO", "ppo_rm": "PPO, KL penalty β = 0.05", "ppo_rm_no_kl": "PPO, no KL penalty"}
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     for axis, (label, column, names) in zip(axes, panels):
         for name in names:
             points = {}                                          # step -> a value of each seed
             for seed in range(seeds):
-                if column == "eval_sampled":                     # where all start
+                if column.startswith("eval"):                    # where all start
                     points.setdefault(0, []).append(float(metrics(out / f"sft-{seed}")[-1][column]))
                 for row in metrics(out / f"{name}-{seed}"):
                     if row[column]:
                         points.setdefault(int(row["step"]), []).append(float(row[column]))
             line, = axis.plot(list(points), [statistics.median(values) for values in points.values()], label=labels[name],
-                              marker="o" if column == "eval_sampled" else None, markersize=3)
+                              marker="o" if column.startswith("eval") else None, markersize=3)
             axis.fill_between(list(points), [min(v) for v in points.values()], [max(v) for v in points.values()],
                               color=line.get_color(), alpha=0.2)
         axis.set(xlabel="update", ylabel=label)

@@ -70,7 +70,7 @@ MUTATIONS = [
     Mutation("16", "The score on the last column instead of the last action", "short answers get no reward at all", "huggingface/trl#3750", "advantages.py",
              "is_last = mask & (actions_left == 1)", "is_last = torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1", "test_losses.py"),
     Mutation("17", "A cut-off answer is verified like a finished one", "the model learns that it need not end", "huggingface/trl#1536", "data.py",
-             "return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores", "return scores", "test_scripts.py test_data.py"),
+             "return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores", "return scores", "test_data.py"),
     Mutation("18", "GAE does not skip holes", "a tool's output between two actions adds discounting and zero values", "", "advantages.py",
              "next_value = torch.where(mask[:, t], values[:, t], next_value)", "next_value = values[:, t]", "test_losses.py"),
     Mutation("19", "The critic's targets from whitened advantages", "the critic learns a moving, unitless target", "", "train_ppo.py",
