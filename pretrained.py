@@ -149,7 +149,7 @@ def _read_tensors(path: Path, shapes: dict[str, tuple], tied: bool, dtype, devic
         found.update({tensor: (file, opened) for tensor in opened.keys() if weight_map is None or weight_map.get(tensor, name) == name})
 
     head = found.pop("lm_head.weight", None) if tied and shapes.pop("lm_head.weight", None) else None  # some write it all the same
-    for name in sorted(shapes.keys() | found.keys()):
+    for name in {**shapes, **found}:
         file, opened = found.get(name, (path / "model.safetensors", None))
         if opened is None or name not in shapes:
             raise ValueError(f"{file}: {name} is {'missing' if opened is None else 'not part of this model'}")

@@ -41,7 +41,12 @@ class Tokenizer:
         if (normalizer := spec["normalizer"]) not in (None, {"type": "NFC"}):
             raise ValueError(f"{file}: normalizer is {json.dumps(normalizer)[:200]}, expected null or NFC")
         self._normalize = str if normalizer is None else lambda text: unicodedata.normalize("NFC", text)
+        next_id, vocab = len(spec["model"]["vocab"]), spec["model"]["vocab"]
         for token in spec["added_tokens"]:
+            if token["id"] != vocab.get(token["content"], next_id):    # `tokenizers` would give it this id, whatever the file says
+                raise ValueError(f"{file}: added token {token['content']!r} has id {token['id']}, "
+                                 f"expected {vocab.get(token['content'], next_id)} after this vocabulary")
+            next_id = max(next_id, token["id"] + 1)
             if token["lstrip"] or token["rstrip"] or token["single_word"]:
                 raise ValueError(f"{file}: added token {token['content']!r} has lstrip, rstrip or single_word, expected none of them")
         self.added = {self._normalize(t["content"]) if t["normalized"] else t["content"]: t["id"] for t in spec["added_tokens"]}
