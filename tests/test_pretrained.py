@@ -19,19 +19,23 @@ from rollout import generate
 from tokenizer import builtin_tokenizer, save_tokenizer
 
 RECORD = Path(__file__).parent / "logits.json"
-SIZES = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "silu"}
+SIZES = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+PLAIN = {"rope_theta": 1000.0, "rope_type": "default"}
 CONFIGS = {       # config.json as transformers 4 and 5 write it, with and without the fields that have a default
-    "llama": {"model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 500.0, "rope_scaling": None, "tie_word_embeddings": True},
+    "llama": {"model_type": "llama", "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 500.0, "rope_scaling": None,
+              "tie_word_embeddings": True},
     "llama, all defaults": {"model_type": "llama"},
-    "llama, head_dim null": {"model_type": "llama", "head_dim": None, "num_key_value_heads": None, "attention_bias": None, "tie_word_embeddings": True},
-    "llama3, transformers 4": {"model_type": "llama", "rope_theta": 1000.0, "rope_scaling": {**LLAMA3, "rope_type": "llama3"}, "max_position_embeddings": 512},
+    "llama, nulls": {"model_type": "llama", "head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": True},
+    "llama3, transformers 4": {"model_type": "llama", "rope_theta": 1000.0, "max_position_embeddings": 512,
+                               "rope_scaling": {**LLAMA3, "rope_type": "llama3"}},
     "llama3, transformers 5": {"model_type": "llama", "head_dim": 16, "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 1000.0}},
-    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "rope_theta": 1000.0, "use_sliding_window": False, "sliding_window": 8, "max_window_layers": 1},
-    "qwen2, transformers 5": {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True, "layer_types": ["full_attention"] * 2,
-                              "rope_parameters": {"rope_theta": 1000.0, "rope_type": "default"}},
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "rope_theta": 1000.0, "use_sliding_window": False, "sliding_window": 8,
+              "max_window_layers": 1},
+    "qwen2, transformers 5": {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True,
+                              "layer_types": ["full_attention"] * 2, "rope_parameters": PLAIN},
     "qwen3": {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 1000.0, "tie_word_embeddings": True},
-    "qwen3, head_dim left out": {"model_type": "qwen3", "num_key_value_heads": 2, "rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}},
+    "qwen3, head_dim left out": {"model_type": "qwen3", "num_key_value_heads": 2, "rope_parameters": PLAIN},
     "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "head_dim": 16, "sliding_window": None, "rope_theta": 100.0},
     "mistral, wide window": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 512, "max_position_embeddings": 512}}
 TOKENS = torch.tensor([[(7 * t * t + 3 * t) % 256 for t in range(120)]])
@@ -55,8 +59,8 @@ def directory(path: Path, config: dict, edit=lambda tensors: tensors) -> Path:
     if not config.get("tie_word_embeddings"):
         shapes["lm_head.weight"] = (260, 32)
     for i in range(2):
-        layer = {"input_layernorm.weight": (32,), "post_attention_layernorm.weight": (32,), "mlp.gate_proj.weight": (48, 32), "mlp.up_proj.weight": (48, 32),
-                 "mlp.down_proj.weight": (32, 48), "self_attn.o_proj.weight": (32, 4 * hs)}
+        layer = {"input_layernorm.weight": (32,), "post_attention_layernorm.weight": (32,), "self_attn.o_proj.weight": (32, 4 * hs),
+                 "mlp.gate_proj.weight": (48, 32), "mlp.up_proj.weight": (48, 32), "mlp.down_proj.weight": (32, 48)}
         for x, n in (("q", 4), ("k", nkv), ("v", nkv)):
             layer[f"self_attn.{x}_proj.weight"] = (n * hs, 32)
             if config["model_type"] == "qwen2":
@@ -79,7 +83,8 @@ def theirs(path):
 def continued(model) -> list[int]:
     """Greedily, by `transformers`."""
     prompt = TOKENS[:, :100]
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 100:].tolist()
+    whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return whole[0, 100:].tolist()
 
 
 # ------------------------------------------------------------------------------------------------------ the same function
@@ -185,14 +190,26 @@ def changed(**fields):
     return lambda config: {**config, **fields}
 
 
+def without(field):
+    return lambda config: {name: value for name, value in config.items() if name != field}
+
+
+def added(name, tensor):
+    return lambda tensors: tensors.update({name: tensor})
+
+
+def dropped(name):
+    return lambda tensors: tensors.pop(name)
+
+
 @pytest.mark.parametrize("name, message, change", [
     ("llama", "model_type is 'gemma', expected llama, mistral, qwen2, qwen3", changed(model_type="gemma")),
     ("llama", "model_type is 'qwen2_moe'", changed(model_type="qwen2_moe")),
     ("llama", "model_type is 'mixtral'", changed(model_type="mixtral")),
     ("llama", r"model_type is \['llama'\]", changed(model_type=["llama"])),
-    ("llama", "model_type is missing", lambda config: {k: v for k, v in config.items() if k != "model_type"}),
+    ("llama", "model_type is missing", without("model_type")),
     ("llama", "config.json: found list, expected a JSON object", lambda config: [config]),
-    ("llama", "hidden_size is missing, expected a positive integer", lambda config: {k: v for k, v in config.items() if k != "hidden_size"}),
+    ("llama", "hidden_size is missing, expected a positive integer", without("hidden_size")),
     ("llama", "hidden_size is '32', expected a positive integer", changed(hidden_size="32")),
     ("llama", "num_hidden_layers is 2.0", changed(num_hidden_layers=2.0)),
     ("llama", "num_hidden_layers is True", changed(num_hidden_layers=True)),
@@ -210,13 +227,13 @@ def changed(**fields):
     ("llama", "rope_scaling is .*yarn.*expected rope_type default", changed(rope_scaling={"rope_type": "yarn", "factor": 4.0})),
     ("llama", "rope_scaling is .*linear", changed(rope_scaling={"type": "linear", "factor": 4.0})),
     ("llama", r"rope_scaling is \[4.0\]", changed(rope_scaling=[4.0])),
-    ("llama", "rope_parameters is .*full_attention", changed(rope_parameters={"full_attention": {"rope_theta": 10.0, "rope_type": "default"}})),
-    ("llama", "rope_parameters is .*partial", changed(rope_parameters={"rope_theta": 10.0, "rope_type": "default", "partial_rotary_factor": 0.5})),
+    ("llama", "rope_parameters is .*full_attention", changed(rope_parameters={"full_attention": PLAIN})),
+    ("llama", "rope_parameters is .*partial", changed(rope_parameters={**PLAIN, "partial_rotary_factor": 0.5})),
     ("llama", "factor is 'x', expected a positive number", changed(rope_scaling={**LLAMA3, "rope_type": "llama3", "factor": "x"})),
     ("llama", "low_freq_factor is missing", changed(rope_scaling={"rope_type": "llama3", "factor": 8.0})),
     ("llama", "vocab_size is 259, but tokenizer.json has ids up to 259", changed(vocab_size=259)),
     ("mistral", "sliding_window is 64", changed(sliding_window=64, max_position_embeddings=128)),
-    ("mistral", "sliding_window is 4096", lambda config: {k: v for k, v in config.items() if k != "sliding_window"}),
+    ("mistral", "sliding_window is 4096", without("sliding_window")),
     ("qwen2", "sliding_window is 8", changed(use_sliding_window=True)),
     ("qwen2", "layer_types is .*sliding_attention", changed(layer_types=["full_attention", "sliding_attention"])),
     ("qwen3", "attention_bias is True", changed(attention_bias=True))])
@@ -229,14 +246,14 @@ def test_a_config_that_is_not_supported_is_refused(tmp_path, name, message, chan
 
 
 @pytest.mark.parametrize("name, message, edit", [
-    ("llama", "model.norm.weight is missing", lambda x: x.pop("model.norm.weight")),
-    ("qwen2", "model.layers.1.self_attn.k_proj.bias is missing", lambda x: x.pop("model.layers.1.self_attn.k_proj.bias")),
-    ("llama", "model.layers.0.self_attn.q_proj.bias is not part of this model", lambda x: x.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)})),
-    ("llama", "model.layers.2.input_layernorm.weight is not part", lambda x: x.update({"model.layers.2.input_layernorm.weight": torch.zeros(32)})),
-    ("llama, all defaults", "lm_head.weight is missing", lambda x: x.pop("lm_head.weight")),
-    ("llama", "lm_head.weight differs from the embedding", lambda x: x.update({"lm_head.weight": torch.zeros(260, 32)})),
-    ("llama", r"model.norm.weight has shape \(1, 32\), config.json says \(32,\)", lambda x: x.update({"model.norm.weight": torch.zeros(1, 32)})),
-    ("llama", "model.norm.weight has dtype I8, expected F64", lambda x: x.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}))])
+    ("llama", "model.norm.weight is missing", dropped("model.norm.weight")),
+    ("qwen2", "model.layers.1.self_attn.k_proj.bias is missing", dropped("model.layers.1.self_attn.k_proj.bias")),
+    ("llama, all defaults", "lm_head.weight is missing", dropped("lm_head.weight")),
+    ("llama", "model.layers.0.self_attn.q_proj.bias is not part of this model", added("model.layers.0.self_attn.q_proj.bias", torch.zeros(32))),
+    ("llama", "model.layers.2.input_layernorm.weight is not part", added("model.layers.2.input_layernorm.weight", torch.zeros(32))),
+    ("llama", "lm_head.weight differs from the embedding", added("lm_head.weight", torch.zeros(260, 32))),
+    ("llama", r"model.norm.weight has shape \(1, 32\), config.json says \(32,\)", added("model.norm.weight", torch.zeros(1, 32))),
+    ("llama", "model.norm.weight has dtype I8, expected F64", added("model.norm.weight", torch.zeros(32, dtype=torch.int8)))])
 def test_tensors_that_are_not_the_models_are_refused(tmp_path, name, message, edit):
     def edited(tensors):
         edit(tensors)
@@ -270,7 +287,7 @@ def test_a_language_model_is_no_reward_model(tmp_path):
     with pytest.raises(ValueError, match="score.weight is not part of this model"):
         load_pretrained(path)
     tokenizer.pad_id = tokenizer.eos_id
-    save_pretrained(ScalarModel(model), tokenizer, path)                     # else `transformers` would score the token before the stop token
+    save_pretrained(ScalarModel(model), tokenizer, path)         # else `transformers` would score the token before the stop token
     assert json.loads((path / "config.json").read_text())["pad_token_id"] is None
     with pytest.raises(ValueError, match="both qkv_bias and qk_norm"):
         save_pretrained(Transformer(ModelConfig(260, 16, 1, 2, 2, 16, qkv_bias=True, qk_norm=True)), tokenizer, path)
