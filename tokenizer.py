@@ -38,39 +38,43 @@ class Tokenizer:
         self.files, file = files, path / "tokenizer.json"
         objects = {name: parse_object(data, path / name) for name, data in files.items() if name.endswith(".json")}
         spec, config = objects["tokenizer.json"], objects["tokenizer_config.json"]
-        if (normalizer := spec["normalizer"]) not in (None, {"type": "NFC"}):
-            raise ValueError(f"{file}: normalizer is {json.dumps(normalizer)[:200]}, expected null or NFC")
-        self._normalize = str if normalizer is None else lambda text: unicodedata.normalize("NFC", text)
-        next_id, vocab = len(spec["model"]["vocab"]), spec["model"]["vocab"]
+        if spec.get("normalizer") not in (None, {"type": "NFC"}):
+            raise ValueError(f"{file}: normalizer is {json.dumps(spec['normalizer'])[:200]}, expected null or NFC")
+        self._normalize = (lambda text: unicodedata.normalize("NFC", text)) if spec.get("normalizer") else str
+        self.added, next_id = {}, len(spec["model"]["vocab"])
+        patterns = {(special, normalized): [] for special in (False, True) for normalized in (False, True)}
         for token in spec["added_tokens"]:
-            if token["id"] != vocab.get(token["content"], next_id):    # `tokenizers` would give it this id, whatever the file says
-                raise ValueError(f"{file}: added token {token['content']!r} has id {token['id']}, "
-                                 f"expected {vocab.get(token['content'], next_id)} after this vocabulary")
-            next_id = max(next_id, token["id"] + 1)
+            text, expected = token["content"], spec["model"]["vocab"].get(token["content"], next_id)
+            if token["id"] != expected:                                # the id that `tokenizers` gives it, whatever the file says
+                raise ValueError(f"{file}: added token {text!r} has id {token['id']}, expected {expected} after this vocabulary")
             if token["lstrip"] or token["rstrip"] or token["single_word"]:
-                raise ValueError(f"{file}: added token {token['content']!r} has lstrip, rstrip or single_word, expected none of them")
-        self.added = {self._normalize(t["content"]) if t["normalized"] else t["content"]: t["id"] for t in spec["added_tokens"]}
-        self._special_ids = {t["id"] for t in spec["added_tokens"] if t["special"]}
-        # first those to be found in the text as it is, then those to be found in normalized text
-        self._added_patterns = {special: [longest_first([text for text, t in zip(self.added, spec["added_tokens"])
-                                                         if t["normalized"] == normalized and (special or not t["special"])])
-                                          for normalized in (False, True)] for special in (False, True)}
-        self._pattern = word_pattern(spec["pre_tokenizer"], file)
+                raise ValueError(f"{file}: added token {text!r} has lstrip, rstrip or single_word, expected none of them")
+            text, next_id = self._normalize(text) if token["normalized"] else text, max(next_id, expected + 1)
+            self.added[text] = expected
+            for special in {True, token["special"]}:
+                patterns[special, token["normalized"]].append(text)
+        self._added_patterns = {key: longest_first(texts) for key, texts in patterns.items()}
+        self._special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
         self._bytes, ranks, self._ids = merge_ranks(spec["model"], self.added, file)
         self._missing = bytes(b for b in range(256) if self._ids[ranks[bytes([b])]] is None)
+        self._pattern = word_pattern(spec["pre_tokenizer"], file)
         self.encoding = tiktoken.Encoding(path.name, pat_str=self._pattern, mergeable_ranks=ranks, special_tokens={})
 
         texts = {name: token["content"] if isinstance(token, dict) else token
-                 for name, token in {**objects.get("special_tokens_map.json", {}), **config}.items()}
-        self._special_texts = {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
-        eos, bos = self._special_texts.get("eos_token"), self._special_texts.get("bos_token")
+                 for name, token in {**objects.get("special_tokens_map.json", {}), **config}.items() if name.endswith("_token")}
+        self._special_texts = {name: text for name, text in texts.items() if isinstance(text, str)}
+        eos, bos, pad = (self._special_texts.get(name) for name in ("eos_token", "bos_token", "pad_token"))
         if eos not in self.added:
             raise ValueError(f"{path / 'tokenizer_config.json'}: eos_token is {eos!r}, expected the text of an added token")
-        self.eos_id = self.added[eos]
-        self.bos_id, self.pad_id = self.added.get(bos), self.added.get(self._special_texts.get("pad_token"), self.eos_id)
-        listed = [objects.get(name, {}).get("eos_token_id") for name in ("config.json", "generation_config.json")]
-        self.stop_ids = {self.eos_id, *(i for ids in listed if ids is not None for i in (ids if isinstance(ids, list) else [ids]))}
-        self.prefix = template_prefix(spec["post_processor"], file)
+        self.eos_id, self.bos_id, self.pad_id = self.added[eos], self.added.get(bos), self.added.get(pad, self.added[eos])
+        self.stop_ids = {self.eos_id}
+        for name in ("config.json", "generation_config.json"):
+            listed = objects.get(name, {}).get("eos_token_id")
+            listed = [] if listed is None else listed if isinstance(listed, list) else [listed]
+            if not all(type(i) is int for i in listed):
+                raise ValueError(f"{path / name}: eos_token_id is {listed}, expected an integer or a list of integers")
+            self.stop_ids.update(listed)
+        self.prefix = template_prefix(spec.get("post_processor"), file)
         if config.get("add_bos_token") is not None:                    # `transformers` then overrules tokenizer.json
             self.prefix = [self.bos_id] if config["add_bos_token"] and bos in self.added else []
         template = config.get("chat_template")
@@ -84,7 +88,8 @@ class Tokenizer:
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Text to ids. The text of a special token becomes that token only with special=True, and plain bytes otherwise."""
-        raw, normalized = self._added_patterns[special]
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")       # JSON may hold half a surrogate pair
+        raw, normalized = self._added_patterns[special, False], self._added_patterns[special, True]
         ids = []
         for i, piece in enumerate(raw.split(text)):                    # text, token, text, ..., text
             for j, part in enumerate([piece] if i % 2 else normalized.split(self._normalize(piece))):
@@ -92,18 +97,20 @@ class Tokenizer:
         return ids
 
     def _encode_plain(self, text: str) -> list[int]:
-        ids = [self._ids[rank] for rank in self.encoding.encode_ordinary(text)]
-        if None not in ids:
-            return ids
+        if not re.search(r"\s{100000}", text):                         # tiktoken's engine panics at a run of a million
+            ids = [self._ids[rank] for rank in self.encoding.encode_ordinary(text)]
+            if None not in ids:
+                return ids
         # bytes that the vocabulary lacks fall out of their word before its merges, so that their neighbours may merge
-        words = (word.encode().translate(None, self._missing) for word in regex.findall(self._pattern, text))
+        words = (match.group().encode().translate(None, self._missing) for match in regex.finditer(self._pattern, text))
         return [self._ids[rank] for word in words if word for rank in self.encoding._encode_single_piece(word)]
 
     def decode(self, ids: list[int], skip_special: bool = False) -> str:
         """Ids to text; bytes that are not UTF-8 become U+FFFD. skip_special leaves out special tokens such as the stop token.
 
         A model may have more rows than its tokenizer has tokens: their ids are no text."""
-        return b"".join(self._bytes.get(i, b"") for i in ids if not (skip_special and i in self._special_ids)).decode(errors="replace")
+        skipped = self._special_ids if skip_special else ()
+        return b"".join(self._bytes.get(i, b"") for i in ids if i not in skipped).decode(errors="replace")
 
     def apply_chat_template(self, messages: list[dict], add_generation_prompt: bool = True) -> str:
         """Render messages ({"role", "content"}) with the model's own jinja2 template, in a sandbox. ValueError if it has none or fails."""

@@ -29,7 +29,8 @@ CONFIGS = {       # config.json as transformers 4 and 5 write it, with and witho
     "llama, nulls": {"model_type": "llama", "head_dim": None, "num_key_value_heads": None, "tie_word_embeddings": True},
     "llama3, transformers 4": {"model_type": "llama", "rope_theta": 1000.0, "max_position_embeddings": 512,
                                "rope_scaling": {**LLAMA3, "rope_type": "llama3"}},
-    "llama3, transformers 5": {"model_type": "llama", "head_dim": 16, "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 1000.0}},
+    "llama3, transformers 5": {"model_type": "llama", "head_dim": 16,
+                               "rope_parameters": {**LLAMA3, "rope_type": "llama3", "rope_theta": 1000.0}},
     "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2, "rope_theta": 1000.0, "use_sliding_window": False, "sliding_window": 8,
               "max_window_layers": 1},
     "qwen2, transformers 5": {"model_type": "qwen2", "num_key_value_heads": 1, "tie_word_embeddings": True,
@@ -83,8 +84,8 @@ def theirs(path):
 def continued(model) -> list[int]:
     """Greedily, by `transformers`."""
     prompt = TOKENS[:, :100]
-    whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
-    return whole[0, 100:].tolist()
+    return model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=20, do_sample=False, eos_token_id=None,
+                          pad_token_id=0)[0, 100:].tolist()
 
 
 # ------------------------------------------------------------------------------------------------------ the same function
@@ -249,7 +250,7 @@ def test_a_config_that_is_not_supported_is_refused(tmp_path, name, message, chan
     ("llama", "model.norm.weight is missing", dropped("model.norm.weight")),
     ("qwen2", "model.layers.1.self_attn.k_proj.bias is missing", dropped("model.layers.1.self_attn.k_proj.bias")),
     ("llama, all defaults", "lm_head.weight is missing", dropped("lm_head.weight")),
-    ("llama", "model.layers.0.self_attn.q_proj.bias is not part of this model", added("model.layers.0.self_attn.q_proj.bias", torch.zeros(32))),
+    ("llama", "layers.0.self_attn.q_proj.bias is not part of this model", added("model.layers.0.self_attn.q_proj.bias", torch.zeros(32))),
     ("llama", "model.layers.2.input_layernorm.weight is not part", added("model.layers.2.input_layernorm.weight", torch.zeros(32))),
     ("llama", "lm_head.weight differs from the embedding", added("lm_head.weight", torch.zeros(260, 32))),
     ("llama", r"model.norm.weight has shape \(1, 32\), config.json says \(32,\)", added("model.norm.weight", torch.zeros(1, 32))),
@@ -258,7 +259,7 @@ def test_tensors_that_are_not_the_models_are_refused(tmp_path, name, message, ed
     def edited(tensors):
         edit(tensors)
         return tensors
-    with pytest.raises(ValueError, match="model.safetensors: " + message):
+    with pytest.raises(ValueError, match="model.safetensors: .*" + message):
         load_pretrained(directory(tmp_path, CONFIGS[name], edited))
 
 

@@ -123,17 +123,20 @@ def test_recorded_ids(record, recorded, kind):
         assert tokenizer.encode(text, special=True) == special, repr(text)
 
 
-def test_recorded_strings_are_odd_enough(record, recorded):
-    """The cases that are easily missed are among them: each changes some ids."""
+def test_what_is_easily_missed(recorded, tmp_path):
     tokenizer = recorded["smollm"]
     assert tokenizer.encode("-\x04-") == tokenizer.encode("--") and len(tokenizer.encode("--")) == 1     # a byte without a token falls out
     assert tokenizer.encode("  7") == [*tokenizer.encode("  "), *tokenizer.encode("7")]                   # digits are cut out first
     assert recorded["qwen"].encode("e\u0301") == recorded["qwen"].encode("é") != recorded["gpt2"].encode("e\u0301")            # NFC
     assert len(recorded["llama3"].encode(" qzxjk")) == 1 and len(recorded["llama3"].encode(" qzxjkq")) > 2       # ignore_merges
+    spec = json.loads(tokenizer.files["tokenizer.json"])
+    spec["model"]["unk_token"] = "!"                                                                     # or becomes the unknown token
+    assert load_tokenizer(directory(tmp_path, spec)).encode("-\x04-") == tokenizer.encode("-!") + tokenizer.encode("-")
     for tokenizer in recorded.values():
         end = tokenizer.eos_id
         assert end not in tokenizer.encode("<|end|>") and tokenizer.encode("<|end|>", special=True) == [end]
         assert tokenizer.encode("<|end|>x") == tokenizer.encode("<|end|>x", special=True) == [end + 1]    # the longer one wins
+        assert len(tokenizer.encode(" " * 10 ** 6 + "a")) > 10                                            # tiktoken alone panics
         assert tokenizer.encode("\ud800")                                                    # half a surrogate pair, which is not UTF-8
 
 
@@ -184,6 +187,9 @@ def test_stop_ids_come_from_three_files(recorded, tmp_path):
     template = "{% for m in messages %}{{ m.content }}<|end|>x{{ eos_token }}!{% endfor %}"
     tokenizer = load_tokenizer(directory(tmp_path, spec, chat_template=template))
     assert tokenizer.stop_ids == {tokenizer.eos_id, 3, 4, 5}
+    (tmp_path / "config.json").write_text('{"eos_token_id": "3"}')
+    with pytest.raises(ValueError, match="config.json: eos_token_id is .'3'., expected an integer"):
+        load_tokenizer(tmp_path)
     user, assistant = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
     assert encode_completion(tokenizer, user, assistant) == [*tokenizer.encode("b<|end|>x"), tokenizer.eos_id]
     tokenizer.stop_ids.add(tokenizer.added["<|end|>x"])                                     # the turn ends at the first of them
