@@ -89,9 +89,9 @@ def read_jsonl(path: str, required: tuple[str, ...], optional: tuple[str, ...] =
 
 
 def encode_prompt(tokenizer, prompt) -> list[int]:
-    """Ids of a prompt: text as it is, messages through the chat template up to where the assistant begins."""
+    """Ids of a prompt: text as the model's own tokenizer begins one, messages through the chat template up to the assistant's turn."""
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt)
+        return tokenizer.prefix + tokenizer.encode(prompt)
     return tokenizer.encode(tokenizer.apply_chat_template(prompt), special=True)
 
 
@@ -104,7 +104,8 @@ def encode_completion(tokenizer, prompt, completion) -> list[int]:
     if not whole.startswith(before):
         raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
     ids = tokenizer.encode(whole[len(before):], special=True)
-    return ids[:ids.index(tokenizer.eos_id) + 1] if tokenizer.eos_id in ids else ids + [tokenizer.eos_id]
+    end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
+    return ids + [tokenizer.eos_id] if end is None else ids[:end + 1]
 
 
 def encode(examples: list[dict], path: str, fields) -> list[dict]:
@@ -154,7 +155,7 @@ def read_prompts(path: str, tokenizer, longest: int) -> list[dict]:
 
 def held_out_problems(n: int, tokenizer, longest: int) -> list[dict]:
     """The built-in task's evaluation: the same problems for every script and seed, none of them ever trained on."""
-    problems = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)]
+    problems = [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)]
     if (most := max(len(p["ids"]) for p in problems)) > longest:
         raise ValueError(f"--max-new-tokens leaves {longest} tokens of the model's context for prompts, expected at least {most}")
     return problems
@@ -169,7 +170,7 @@ def load_prompts(config, tokenizer, context: int):
 
     def batch(step):
         problems = sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))
-        return [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems]
+        return [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems]
     return batch, held_out_problems(config.eval_problems, tokenizer, longest)
 
 

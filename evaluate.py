@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from common import UserError, model_directory, parse, pick_device, script, setting, torch_rng, user_errors
-from data import held_out_problems, load_reward, read_prompts, reward_answers
+from data import encode_prompt, held_out_problems, load_reward, read_prompts, reward_answers
 from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
 
@@ -25,7 +25,7 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     rewards, responses, finished, rollouts = [], [], [], []
     for start in range(0, len(examples), ROWS_AT_ONCE):
         some = examples[start:start + ROWS_AT_ONCE]
-        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.eos_id, temperature, generator)
+        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator)
         rewards += reward_answers(reward, some, rollout.responses(), rollout.finished.tolist(), tokenizer)
         responses += rollout.responses()
         finished += rollout.finished.tolist()
@@ -72,10 +72,9 @@ def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
     print("type a prompt such as 17+58+23= and Enter; an empty line ends")
     while line := (sys.stdin.readline() if not sys.stdin.isatty() else input("> ") + "\n").rstrip("\n"):
-        text = line if tokenizer.chat_template is None else tokenizer.apply_chat_template([{"role": "user", "content": line}])
-        ids = tokenizer.encode(text, special=tokenizer.chat_template is not None)
+        ids = encode_prompt(tokenizer, line if tokenizer.chat_template is None else [{"role": "user", "content": line}])
         try:
-            rollout = generate(model, [ids], config.max_new_tokens, tokenizer.eos_id, config.temperature)
+            rollout = generate(model, [ids], config.max_new_tokens, tokenizer.stop_ids, config.temperature)
             print(tokenizer.decode(rollout.responses()[0], skip_special=True))
         except ValueError as error:
             print(error)

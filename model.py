@@ -1,12 +1,14 @@
-"""A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU (Llama; Qwen3 with qk_norm).
+"""A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
-Parameters carry the names of Hugging Face's Llama and Qwen3, so that a checkpoint needs no translation. There is no dropout: train and
-eval mode compute the same function, and the importance ratio of a fresh rollout is 1. Left out: attention masks and
-position ids. Padding is on the right, where a causal model never looks.
+This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3. Parameters carry Hugging Face's
+names, so that a checkpoint needs no translation. There is no dropout: train and eval mode compute the same function, and the
+importance ratio of a fresh rollout is 1. Left out: attention masks and position ids. Padding is on the right, where a causal
+model never looks.
 
 Shapes: B rows, T tokens, C = dim, nh heads of size hs, nkv key-value heads, V vocabulary.
 """
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 @dataclass
 class ModelConfig:
-    """Sizes of a `Transformer`. dim = n_heads * head_dim; n_kv_heads divides n_heads; max_seq_len in tokens."""
+    """Sizes of a `Transformer`. n_kv_heads divides n_heads; head_dim is dim / n_heads if not given; max_seq_len in tokens."""
     vocab_size: int
     dim: int
     n_layers: int
@@ -27,16 +29,17 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
-    qk_norm: bool = False
+    qkv_bias: bool = False              # Qwen2
+    qk_norm: bool = False               # Qwen3
+    head_dim: int | None = None
+    rope_scaling: dict | None = None    # Llama 3.1 and later: see rope_frequencies
 
     def __post_init__(self):
-        if self.dim % self.n_heads or self.n_heads % self.n_kv_heads or self.head_dim % 2:
-            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} of an even size, "
-                             f"and n_heads into n_kv_heads {self.n_kv_heads}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
+        if self.head_dim is None and self.dim % self.n_heads == 0:
+            self.head_dim = self.dim // self.n_heads
+        if self.head_dim is None or self.head_dim % 2 or self.n_heads % self.n_kv_heads:
+            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} unless head_dim is given, "
+                             f"head_dim {self.head_dim} must be even, and n_heads divide into n_kv_heads {self.n_kv_heads}")
 
 
 class RMSNorm(nn.Module):
@@ -51,12 +54,28 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).type_as(x) * self.weight
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: turns the pair (x_i, x_{i + hs/2}) by position * theta^(-2i/hs). RoFormer (arXiv:2104.09864).
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """How far each pair of a head turns a token: theta^(-2i/hs) for i < hs/2, float32 (hs/2,).
 
-    x (B, T, n, hs); cos, sin (B or 1, T, 1, hs)."""
+    rope_scaling stretches a context for which a model was not first trained (Llama 3.1): pairs that turned less than
+    `low_freq_factor` times in the original context turn `factor` times slower, those over `high_freq_factor` as before."""
+    # on the CPU even where a model is built without memory (torch.device("meta")): these numbers are in no checkpoint
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
+    if config.rope_scaling is None:
+        return frequencies
+    factor, low, high, original = (config.rope_scaling[name] for name in (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
+    turns = original * frequencies / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / factor
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: turns the pair (x_i, x_{i + hs/2}) by position * frequency_i. RoFormer (arXiv:2104.09864).
+
+    x (B, T, n, hs); cos, sin (B or 1, T, 1, hs/2)."""
     x1, x2 = x.chunk(2, -1)
-    return x * cos + torch.cat((-x2, x1), -1) * sin
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
 
 
 class KVCache:
@@ -84,9 +103,9 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.q_proj = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
@@ -94,7 +113,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append=None, seen: Tensor | None = None) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)                                            # (B, T, n, hs)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)                      # (B, T, n, hs)
         if append is not None:
             k, v = append(k, v)                                                                    # (B, S, nkv, hs)
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))                                           # (B, n, T or S, hs)
@@ -138,13 +157,15 @@ class Transformer(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_seq_len, dtype=torch.float32), frequencies).repeat(1, 2)    # (S, hs)
+        positions = torch.arange(config.max_seq_len, dtype=torch.float32, device="cpu")
+        angles = torch.outer(positions, rope_frequencies(config))                                     # (S, hs/2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         std = (2 / (5 * config.dim)) ** 0.5                         # "small init", Nguyen & Salazar 2019 (arXiv:1910.05895)
         for name, p in self.named_parameters():
-            if p.dim() == 2:        # GPT-2: the layers that write into the residual stream start smaller, by 1/sqrt(their number)
+            if name.endswith(".bias"):
+                nn.init.zeros_(p)
+            elif p.dim() == 2:      # GPT-2: the layers that write into the residual stream start smaller, by 1/sqrt(their number)
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=std / (2 * config.n_layers) ** 0.5 if residual else std)
 
@@ -161,7 +182,7 @@ class Transformer(nn.Module):
                 raise ValueError(f"{tokens.shape[1]} tokens exceed the model's context of {self.config.max_seq_len}")
             cos, sin = self.cos[None, :tokens.shape[1], None], self.sin[None, :tokens.shape[1], None]
         else:
-            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]                # (B, T, 1, hs)
+            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]                # (B, T, 1, hs/2)
             seen = (torch.arange(length, device=tokens.device) <= positions[..., None])[:, None]       # (B, 1, T, S)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for i, layer in enumerate(self.layers):

@@ -83,7 +83,7 @@ def main(argv=None) -> None:
         started = time.perf_counter()
         # 2. Rollout: G answers to each prompt, consecutive rows
         examples = [e for e in batch(step) for _ in range(G)]
-        rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.eos_id, config.temperature,
+        rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.stop_ids, config.temperature,
                            torch_rng(config.seed, step, "sampling"))
         tokens, mask = rollout.tokens, rollout.mask                                                     # (B, T)
         responses = rollout.responses()
@@ -104,7 +104,7 @@ def main(argv=None) -> None:
         elif config.advantage == "rloo":
             advantages = rloo_advantages(rewards, G)
         elif config.advantage == "remax":
-            greedy = generate(policy, [e["ids"] for e in examples[::G]], config.max_new_tokens, tokenizer.eos_id, temperature=0)
+            greedy = generate(policy, [e["ids"] for e in examples[::G]], config.max_new_tokens, tokenizer.stop_ids, temperature=0)
             greedy_rewards = reward_answers(reward, examples[::G], greedy.responses(), greedy.finished.tolist(), tokenizer)
             advantages = remax_advantages(rewards, torch.tensor(greedy_rewards, device=device).repeat_interleave(G))
         else:

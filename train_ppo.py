@@ -86,7 +86,7 @@ def main(argv=None) -> None:
         started = time.perf_counter()
         # 2. Rollout: an answer to each prompt
         examples = batch(step)
-        rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.eos_id, config.temperature,
+        rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.stop_ids, config.temperature,
                            torch_rng(config.seed, step, "sampling"))
         tokens, mask, size = rollout.tokens, rollout.mask, config.micro_batch_tokens                     # (B, T)
         if reward_model:

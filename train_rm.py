@@ -40,7 +40,7 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
     pairs = []
     for block in range(20 + n // 8):                              # of 256 prompts; a policy that is nearly always right gives few pairs
         problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
-        examples = [{**p, "ids": tokenizer.encode(p["prompt"])} for p in problems for _ in range(2)]
+        examples = [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems for _ in range(2)]
         rewards, responses, finished, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
                                                  torch_rng(seed, block, f"pairs {held_out}"))
         for i in range(0, len(examples), 2):

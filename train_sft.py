@@ -64,7 +64,7 @@ def main(argv=None) -> None:
 
             def batch(step):
                 rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
-                return [(tokenizer.encode(p["prompt"]),
+                return [(encode_prompt(tokenizer, p["prompt"]),
                          tokenizer.encode(demonstration(p["prompt"], rng.random() < reason_share)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
 
