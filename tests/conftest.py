@@ -8,7 +8,7 @@ from model import ModelConfig, Transformer
 from pretrained import save_pretrained
 from tokenizer import builtin_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)                 # of tensors this small, two threads mostly wait for each other
 
 REWARD = """
 def vowels(prompts, completions, **columns):

@@ -54,7 +54,7 @@ def test_ppo_learns(place, flags):
     train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", *flags))
     reward = column(place / out, "reward")
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
-    assert column(place / out, "entropy")[0] == 0                            # the critic warms up first: no update of the policy
+    assert rows(place / out)[0]["entropy"] == ""                             # the critic warms up first: no update of the policy
     assert column(place / out, "kl")[2] == pytest.approx(0, abs=1e-9)
     assert column(place / out, "explained_variance")[-1] > 0
 
