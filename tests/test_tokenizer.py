@@ -128,6 +128,9 @@ def test_what_is_easily_missed(recorded, tmp_path):
     assert tokenizer.encode("-\x04-") == tokenizer.encode("--") and len(tokenizer.encode("--")) == 1     # a byte without a token falls out
     assert tokenizer.encode("  7") == [*tokenizer.encode("  "), *tokenizer.encode("7")]                   # digits are cut out first
     assert recorded["qwen"].encode("e\u0301") == recorded["qwen"].encode("é") != recorded["gpt2"].encode("e\u0301")            # NFC
+    qwen = recorded["qwen"]
+    assert qwen.encode("<think>\u0338")[0] == qwen.added["<think>"]                         # NFC would make one character of > and U+0338,
+    assert qwen.encode("<e\u0301>") == [qwen.added["<é>"]]                                  # and this token is looked for after it
     assert len(recorded["llama3"].encode(" qzxjk")) == 1 and len(recorded["llama3"].encode(" qzxjkq")) > 2       # ignore_merges
     spec = json.loads(tokenizer.files["tokenizer.json"])
     spec["model"]["unk_token"] = "!"                                                                     # or becomes the unknown token
@@ -137,7 +140,7 @@ def test_what_is_easily_missed(recorded, tmp_path):
         assert end not in tokenizer.encode("<|end|>") and tokenizer.encode("<|end|>", special=True) == [end]
         assert tokenizer.encode("<|end|>x") == tokenizer.encode("<|end|>x", special=True) == [end + 1]    # the longer one wins
         assert len(tokenizer.encode(" " * 10 ** 6 + "a")) > 10                                            # tiktoken alone panics
-        assert tokenizer.encode("\ud800")                                                    # half a surrogate pair, which is not UTF-8
+        assert tokenizer.encode("\ud800\x04")                                                # half a surrogate pair, which is not UTF-8
 
 
 def test_decoding(recorded):
