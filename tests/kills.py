@@ -1,7 +1,7 @@
 """Kill training at random moments, resume it, and compare with the run that was never stopped: metrics, samples and weights, bit for bit.
 
     python tests/kills.py                    100 kills (SIGKILL), spread over the five scripts; status 1 if a run differs
-    python tests/kills.py --kills 10         the short version that pytest runs
+    python tests/kills.py --kills 5          the short version that pytest runs
 
 Each run is a fork of this process, which has imported everything and computed nothing: starting one costs no time, so kills fall
 into the training, the writing of checkpoints and the saving of the model, not into imports.
