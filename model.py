@@ -1,9 +1,8 @@
 """A decoder-only Transformer, written out: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
-This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3. Parameters carry Hugging Face's
-names, so that a checkpoint needs no translation. There is no dropout: train and eval mode compute the same function, and the
-importance ratio of a fresh rollout is 1. Left out: attention masks and position ids. Padding is on the right, where a causal
-model never looks.
+This is Llama and Mistral; with biases on q, k and v Qwen2, with norms on q and k Qwen3. Parameters carry Hugging Face's names, so that
+a checkpoint needs no translation. There is no dropout: train and eval mode compute the same function, and the importance ratio of a
+fresh rollout is 1. Left out: attention masks and position ids. Padding is on the right, where a causal model never looks.
 
 Shapes: B rows, T tokens, C = dim, nh heads of size hs, nkv key-value heads, V vocabulary.
 """

@@ -55,7 +55,7 @@ MUTATIONS = [
     Mutation("8", "One noise for all samples of a prompt", "all samples of a group begin alike, and no group has a signal", "", "rollout.py",
              "noise = torch.rand(B, max_new_tokens, generator=generator)", "noise = torch.rand(1, max_new_tokens, generator=generator).expand(B, -1)", "test_rollout.py"),
     Mutation("9", "Special-token text in a user's string becomes the special token", "a prompt can end the conversation it is in", "axolotl-ai-cloud/axolotl#1616",
-             "tokenizer.py", "allowed_special=set(self.added) if special else self._plain", "allowed_special=set(self.added)", "test_data.py"),
+             "tokenizer.py", "for special in {True, token[\"special\"]}:", "for special in (True, False):", "test_data.py"),
     # -------------------------------------------------------------------------------- log-probs
     Mutation("10", "Temperature in sampling only", "what is scored is not what was sampled: a hidden off-policy bias", "huggingface/trl#3029, #4159", "rollout.py",
              "logits = model.lm_head(states).float() / temperature  ", "logits = model.lm_head(states).float()  ", "test_rollout.py"),
