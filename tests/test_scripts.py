@@ -9,6 +9,7 @@ import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
+import train_sft
 from common import UserError
 from model import ScalarModel
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
@@ -153,6 +154,11 @@ def test_micro_batches_never_change_the_result(place):
         train_grpo.main(rl(place, out, *GRPO, "--steps", "3", "--micro-batch-tokens", size, "--minibatches", "2"))
     for name in ("reward", "kl", "grad_norm", "entropy", "clip_fraction"):
         assert column(place / "one", name) == pytest.approx(column(place / "many", name), rel=1e-3, abs=1e-5)
+    for out, size in (("sft_one", "100000"), ("sft_many", "24")):
+        train_sft.main(["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--out", str(place / out), "--steps", "3",
+                        "--batch-size", "16", "--micro-batch-tokens", size])
+    for name in ("loss", "grad_norm"):
+        assert column(place / "sft_one", name) == pytest.approx(column(place / "sft_many", name), rel=1e-4)
 
 
 @pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"])], ids=["grpo", "ppo"])
