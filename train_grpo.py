@@ -34,7 +34,7 @@ CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": 
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "grpo"
-    reward: str = setting("", "verifier, or FILE.py:FUNCTION; needed with --data")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; needed with --data")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(32, "different prompts a step", low=1)
     group_size: int = setting(8, "answers to each prompt", low=2)
@@ -61,12 +61,12 @@ def main(argv=None) -> None:
     # 1. Two models: the policy learns, the reference is what it was at the start. Data and reward are checked before training
     with user_errors():
         if config.data and not config.reward:
-            raise UserError("--data needs --reward FILE.py:FUNCTION")
+            raise UserError("--data needs --reward exact or FILE.py:FUNCTION")
         if config.ref_ema and config.ref_sync:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        reward = load_reward(config.reward or "verifier")
+        reward = load_reward(config.reward or "verifier", config.data)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

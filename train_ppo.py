@@ -31,7 +31,7 @@ from rollout import generate, in_micro_batches, micro_batches, sequence_scores, 
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "ppo"
-    reward: str = setting("", "verifier, or FILE.py:FUNCTION, instead of a reward model")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION, instead of a reward model")
     reward_model: str = setting("", "a reward model, run or model directory; runs/rm if neither this nor --reward is given")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "prompts a step, one answer each", low=1)
@@ -66,7 +66,7 @@ def main(argv=None) -> None:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        reward, reward_model = load_reward(config.reward) if config.reward else None, None
+        reward, reward_model = load_reward(config.reward, config.data) if config.reward else None, None
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
             reward_model = load_scalar_model(path, torch.float32, device)[0].requires_grad_(False)

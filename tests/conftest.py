@@ -10,6 +10,10 @@ from tokenizer import builtin_tokenizer
 
 torch.set_num_threads(1)                 # of tensors this small, two threads mostly wait for each other
 
+# ChatML, as Qwen's and SmolLM's; <|endoftext|> ends a turn
+CHAT_TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
+
 REWARD = """
 def vowels(prompts, completions, **columns):
     "share of an answer's 6 places that hold a letter of the column `good`"
