@@ -26,7 +26,7 @@ from data import load_prompts, load_reward, reward_answers
 from evaluate import evaluate
 from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k3, masked_mean
 from pretrained import load_pretrained
-from rollout import generate, in_micro_batches, micro_batches, token_kl, token_log_probs
+from rollout import autocast_copy, generate, in_micro_batches, micro_batches, token_kl, token_log_probs
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}        # (low, high), each paper's
 
@@ -68,7 +68,8 @@ def main(argv=None) -> None:
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         reward = load_reward(config.reward or "verifier", config.data)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
+    reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     parts = {"policy": policy, "reference": reference, "optimizer": optimizer}
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
