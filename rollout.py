@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from losses import entropy, gather_log_probs, kl_exact
 from model import KVCache
 
-LOGITS_AT_ONCE = 2 ** 24          # floats; no more logits than this (64 MiB) exist at a time, whatever the vocabulary
+# floats; no more logits than this (64 MiB) exist at a time, whatever the vocabulary; with their softmax and its gradient five times as
+# many numbers. Smaller chunks save little and cost time: the gradient of the head's weight is summed once a chunk, in copies of its own
+LOGITS_AT_ONCE = 2 ** 24
 
 
 @dataclass

@@ -96,6 +96,7 @@ def main(argv=None) -> None:
         on_policy = config.epochs * config.minibatches == 1
         old_logp = None if on_policy else in_micro_batches(
             lambda *rows: token_log_probs(policy, *rows, config.temperature), tokens, mask, config.micro_batch_tokens)
+        policy_logp = rollout.logp if on_policy else old_logp         # for the KL: in bfloat16 the sampler's rounding alone shows as 0.001
         few = slice(0, 32)                                            # of the exact KL, which takes both models' logits
         exact_kl = masked_mean(token_kl(policy, reference, tokens[few], mask[few], config.temperature), mask[few]).item()
 
@@ -109,7 +110,7 @@ def main(argv=None) -> None:
             greedy_rewards = reward_answers(reward, examples[::G], greedy.responses(), greedy.finished.tolist(), tokenizer)
             advantages = remax_advantages(rewards, torch.tensor(greedy_rewards, device=device).repeat_interleave(G))
         else:
-            advantages = reinforce_pp_advantages(token_rewards(rewards, rollout.logp, ref_logp, mask, kl_coef), mask)
+            advantages = reinforce_pp_advantages(token_rewards(rewards, policy_logp, ref_logp, mask, kl_coef), mask)
         groups = rewards.view(-1, G)
         no_signal = (groups == groups[:, :1]).all(1)                                                    # (B / G,)
         used = torch.arange(len(rewards), device=device)
@@ -142,7 +143,7 @@ def main(argv=None) -> None:
                 grad_norms.append(run.update(optimizer, policy))
 
         # 6. The reference and β move if they were told to
-        answer_kl = kl_k1(rollout.logp, ref_logp).sum(1).mean().item()                                  # nats an answer
+        answer_kl = kl_k1(policy_logp, ref_logp).sum(1).mean().item()                                   # nats an answer
         if config.kl_target:
             kl_coef = adaptive_kl_coef(kl_coef, answer_kl, config.kl_target, len(rewards), config.kl_horizon)
         if config.ref_ema or config.ref_sync and (step + 1) % config.ref_sync == 0:
@@ -151,7 +152,7 @@ def main(argv=None) -> None:
         seconds = time.perf_counter() - started
 
         # 7. What people see
-        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(rollout.logp, ref_logp), mask).item(),
+        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(policy_logp, ref_logp), mask).item(),
                "kl_exact": exact_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""), "response_length": mask.sum(1).float().mean().item(),
                "finished": rollout.finished.float().mean().item(), "no_signal": no_signal.float().mean().item(),
                "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),

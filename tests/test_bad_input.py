@@ -84,7 +84,7 @@ def bad(place, tmp_path_factory):
     (model("tokenizer_cut") / "tokenizer.json").write_text("{")
     (model("chats") / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     # as Qwen3's: of earlier answers it forgets what was thought
-    (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "m.content if loop.last else m.content[:1]"))
+    (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
     weights = model("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
