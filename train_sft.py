@@ -31,7 +31,7 @@ class Config(RunConfig):
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
     steps: int = setting(1000, "updates", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
-    lr: float = setting(2e-3, "peak learning rate; a warm-up of 100 steps, constant, then linear to 0 over the last quarter", low=0.0)
+    lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
@@ -71,7 +71,7 @@ def main(argv=None) -> None:
         started = time.perf_counter()
         # 2. One update, on micro-batches whose gradients add up to the batch's: every loss is divided by the batch's token count
         tokens, mask = pad_batch(batch(step), device)
-        lr = config.lr * min(1, (step + 1) / 100, 4 * (1 - step / config.steps))
+        lr = config.lr * min(1, 10 * (step + 1) / config.steps, 4 * (1 - step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = lr
         loss = 0.0

@@ -51,3 +51,16 @@ def test_peer(case):
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=tolerance, atol=tolerance)
     for name, x in inputs.items():
         assert torch.equal(x.detach(), before[name]), f"{name} was modified"
+
+
+def test_trl_live():
+    """The same functions of the TRL that is installed, if one is; the numbers above are those of TRL 1.16."""
+    utils = pytest.importorskip("trl.trainer.utils")
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(4, 7, 50, dtype=torch.float64, generator=generator)).requires_grad_()
+    tokens = torch.randint(0, 50, (4, 7), generator=generator)
+    for ours, theirs in ((losses.gather_log_probs(logits, tokens), utils.selective_log_softmax(logits, tokens)),
+                         (losses.entropy(logits), utils.entropy_from_logits(logits))):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*(torch.autograd.grad(function(logits, tokens).square().sum(), logits)[0]
+                                 for function in (losses.gather_log_probs, utils.selective_log_softmax)), rtol=1e-9, atol=1e-9)
