@@ -43,7 +43,7 @@ def write_tiny_task(path) -> None:
     (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (path / "reward.py").write_text(REWARD)
     train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
-                    "--batch-size", "16", "--lr", "1e-2"])
+                    "--batch-size", "16", "--lr", "2.5e-3"])
 
 
 @pytest.fixture(scope="session")
