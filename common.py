@@ -5,6 +5,7 @@ import csv
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
+from model import Transformer
 from pretrained import save_pretrained
 
 RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model")
@@ -62,6 +64,7 @@ class RunConfig:
     data: str = setting("", "a JSONL file, instead of the built-in task")
     seed: int = setting(0, "seeds everything random, together with the step", low=0)
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once: memory and speed, never the result", low=1)
+    grad_checkpoint: bool = setting(False, "compute each layer again in the backward pass: less memory, a third slower, the same result")
     eval_every: int = setting(10, "steps between evaluations; 0: only at the end", low=0)
     eval_problems: int = setting(512, "fresh problems that an evaluation uses", low=1)
     save_every: int = setting(20, "steps between checkpoints; 0: only at the end", low=0)
@@ -139,7 +142,9 @@ def script(main) -> None:
 # ------------------------------------------------------------------------------------------------------ device, randomness
 
 def pick_device(config) -> torch.device:
-    """The device of --device; switches autocast on for all that follows if --dtype is bfloat16 (parameters stay float32)."""
+    """The device of --device; switches autocast on for all that follows if --dtype is bfloat16.
+
+    Parameters stay float32: bfloat16 keeps 8 bits, so an Adam update of less than 1/512 of its weight would vanish in rounding."""
     name = config.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -150,6 +155,13 @@ def pick_device(config) -> torch.device:
     torch.set_autocast_dtype(device.type, torch.bfloat16)
     torch.set_autocast_cache_enabled(False)                           # a cached copy of a weight would outlive its update
     return device
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process ever held: on a CUDA device its tensors, else all that is resident (on a Mac, MPS included)."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2 ** 20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
 
 def numpy_rng(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -220,6 +232,9 @@ class Run:
     def start(self, parts: dict, **values):
         """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
         step = 0
+        for module in (m for part in parts.values() if isinstance(part, torch.nn.Module) for m in part.modules()):
+            if isinstance(module, Transformer):
+                module.grad_checkpoint = self.config.grad_checkpoint
         with user_errors():
             if self.config.resume and self.held != ["config.json"]:                     # else it was killed before its first checkpoint
                 step, values = self._load(parts)
@@ -325,7 +340,7 @@ class Run:
 
     def log(self, row: dict, shown: dict) -> None:
         """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
-        row = {**row, "skipped_updates": self.skipped}
+        row = {**row, "skipped_updates": self.skipped, "peak_memory_mb": peak_memory_mb()}
         with self._writing("metrics.csv"), open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
             if f.tell() == 0:

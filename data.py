@@ -10,6 +10,7 @@ import re
 import traceback
 import zlib
 from collections.abc import Iterable
+from decimal import Decimal
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
@@ -54,12 +55,60 @@ def sum_reward(prompts: list[str], completions: list[str], **columns) -> list[fl
     return [verify_sum(prompt, completion) for prompt, completion in zip(prompts, completions)]
 
 
+# ------------------------------------------------------------------------------------------------------ --reward exact
+
+NUMBER = r"(?:(?<![\w.)])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"              # in "10-7" the 7, in "x = -7" the -7
+
+
+def without_commas(text: str) -> str:
+    return re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
+
+
+def stated_answer(text: str) -> str | None:
+    """The content of the last \\boxed{} whose braces are balanced; else the line after the last ####; else None."""
+    opened, found = [], (-1, None)
+    for brace in re.finditer(r"\\boxed\s*\{|[{}]", text):
+        if brace.group() != "}":
+            opened.append(brace)
+        elif opened and (start := opened.pop()).group() != "{":
+            found = max(found, (start.end(), text[start.end():brace.start()]))
+    return text.rpartition("####")[2].strip().partition("\n")[0] if found[1] is None and "####" in text else found[1]
+
+
+def normal(answer: str) -> str | Decimal:
+    """What is compared: without $, commas between thousands, a last period and spaces around; numbers by value, so that 7.0 is 7."""
+    answer = without_commas(re.sub(r"\\?\$", "", answer)).strip().removesuffix(".").strip()
+    return Decimal(answer) if re.fullmatch(NUMBER, answer) else answer
+
+
+def right_answer(answer: str | int | float) -> str | Decimal:
+    """Of the column `answer`: a number, or a text that may state its answer as a completion does (GSM8K's end in "#### 72")."""
+    if not isinstance(answer, str):
+        return Decimal(str(answer))
+    stated = stated_answer(answer)
+    return normal(answer if stated is None else stated)
+
+
+def exact_reward(prompts, completions, answer, **columns) -> list[float]:
+    """1.0 where a completion's answer is the column `answer`, else 0.0. It is the first that there is of: the content of the last
+    \\boxed{}, the line after the last ####, the last number."""
+    rewards = []
+    for completion, right in zip(completions, answer):
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        found = stated_answer(text)
+        if found is None:
+            found = (re.findall(NUMBER, without_commas(text)) or [""])[-1]
+        rewards.append(float(normal(found) == right_answer(right)))
+    return rewards
+
+
 # ------------------------------------------------------------------------------------------------------ JSONL
 
-def read_jsonl(path: str, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[dict]:
+def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[dict]:
     """One JSON object a line, checked before anything trains. ValueError names the line, the field, found and expected.
 
-    Each of the `required` fields is text, or a list of {"role", "content"} messages. "line" is added to each example."""
+    Each of the `required` fields is text, or a list of {"role", "content"} messages. instead: a field of messages that may stand in
+    for all of them. "line" is added to each example."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -74,13 +123,14 @@ def read_jsonl(path: str, required: tuple[str, ...], optional: tuple[str, ...] =
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
         if not isinstance(example, dict):
             raise ValueError(f"{path}, line {number}: found {type(example).__name__}, expected an object with {', '.join(required)}")
-        for name in required:
+        names = (instead,) if instead and instead in example and required[0] not in example else required
+        for name in names:
             value = example.get(name)
-            if not (isinstance(value, str) or isinstance(value, list) and value and all(
+            if not (isinstance(value, str) and name != instead or isinstance(value, list) and value and all(
                     isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value)):
                 raise ValueError(f"{path}, line {number}: {name} is {json.dumps(value)[:60] if name in example else 'missing'}, "
-                                 'expected text or a list of {"role", "content"} messages')
-        if len({type(example[name]) for name in required}) > 1:
+                                 f'expected {"" if name == instead else "text or "}a list of {{"role", "content"}} messages')
+        if len({type(example[name]) for name in names}) > 1:
             raise ValueError(f"{path}, line {number}: {' and '.join(required)} mix text and messages, expected one kind")
         examples.append({**example, "line": number})
     if not examples:
@@ -99,13 +149,32 @@ def encode_completion(tokenizer, prompt, completion) -> list[int]:
     """Ids of an answer, its stop token included. Prompt and answer are encoded apart, so no token straddles the boundary."""
     if isinstance(prompt, str):
         return tokenizer.encode(completion) + [tokenizer.eos_id]
-    before = tokenizer.apply_chat_template(prompt)
-    whole = tokenizer.apply_chat_template(prompt + completion, add_generation_prompt=False)
-    if not whole.startswith(before):
-        raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
-    ids = tokenizer.encode(whole[len(before):], special=True)
-    end = next((i for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
-    return ids + [tokenizer.eos_id] if end is None else ids[:end + 1]
+    if [message["role"] for message in completion] != ["assistant"]:
+        raise ValueError(f"found an answer of {', '.join(m['role'] for m in completion)}, expected one message of the assistant")
+    return encode_turns(tokenizer, prompt, completion)[1]
+
+
+def encode_turns(tokenizer, prompt, completion) -> list[list[int]]:
+    """Ids of a demonstration, alternately given and trained on: [prompt, answer], and of a longer completion [..., user, answer].
+
+    The answers are the completion's assistant turns, each up to its stop token. The conversation is rendered up to each of them, and
+    must begin as it was rendered before: the ids before an answer are those that it is sampled after."""
+    if isinstance(prompt, str):
+        return [encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)]
+    messages, turns, given, seen = prompt + completion, [], [], ""
+    for i in range(len(prompt), len(messages)):
+        if messages[i]["role"] == "assistant":
+            before = tokenizer.apply_chat_template(messages[:i])
+            whole = tokenizer.apply_chat_template(messages[:i + 1], add_generation_prompt=False)
+            if not (before.startswith(seen) and whole.startswith(before)):
+                raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
+            ids = tokenizer.encode(whole[len(before):], special=True)
+            end = next((n for n, token in enumerate(ids) if token in tokenizer.stop_ids), len(ids))
+            turns += [given + tokenizer.encode(before[len(seen):], special=True), (ids + [tokenizer.eos_id])[:end + 1]]
+            given, seen = ids[end + 1:], whole
+    if not turns:
+        raise ValueError("the completion has no message of the assistant")
+    return turns
 
 
 def encode(examples: list[dict], path: str, fields) -> list[dict]:
@@ -146,9 +215,24 @@ def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
     return batch
 
 
-def read_prompts(path: str, tokenizer, longest: int) -> list[dict]:
+def read_demonstrations(path: str, tokenizer, context: int) -> list[dict]:
+    """Demonstrations of a JSONL file for SFT: {"turns": see encode_turns, "line", ...}. Of "messages", all answers are learned."""
+    examples = encode(read_jsonl(path, ("prompt", "completion"), instead="messages"), path, lambda e: {
+        "turns": encode_turns(tokenizer, *((e["prompt"], e["completion"]) if "prompt" in e else ([], e["messages"])))})
+    return usable(examples, path, lambda e: f"longer than the context of {context} tokens" if sum(map(len, e["turns"])) > context
+                  else "empty prompt" if not e["turns"][0] else "empty completion" if min(map(len, e["turns"][1::2])) < 2 else "")
+
+
+def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
     """Prompts of a JSONL file for PPO and GRPO: {"prompt", "ids", "line", and its other fields}, `longest` tokens at most."""
-    examples = encode(read_jsonl(path, ("prompt",)), path, lambda e: {"ids": encode_prompt(tokenizer, e["prompt"])})
+    examples = read_jsonl(path, ("prompt",))
+    for e in examples if reward == "exact" else ():
+        answer = e.get("answer")
+        if not isinstance(answer, (str, int, float)) or isinstance(answer, bool) or right_answer(answer) == "":
+            raise ValueError(f"{path}, line {e['line']}: answer is {json.dumps(answer)[:60] if 'answer' in e else 'missing'}, "
+                             "expected text or a number for --reward exact")
+    empty = dict.fromkeys(name for e in examples for name in e)       # a field that only some lines have is None in the others
+    examples = encode([{**empty, **e} for e in examples], path, lambda e: {"ids": encode_prompt(tokenizer, e["prompt"])})
     return usable(examples, path, lambda e: "empty prompt" if not e["ids"] else
                   f"prompt over the {longest} tokens that --max-new-tokens leaves of the context" if len(e["ids"]) > longest else "")
 
@@ -165,7 +249,7 @@ def load_prompts(config, tokenizer, context: int):
     """A function step -> examples of that step, and the examples of every evaluation."""
     longest = context - config.max_new_tokens
     if config.data:
-        train, held_out = hold_out(read_prompts(config.data, tokenizer, longest), config.eval_problems)
+        train, held_out = hold_out(read_prompts(config.data, config.reward, tokenizer, longest), config.eval_problems)
         return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
 
     def batch(step):
@@ -181,13 +265,15 @@ def hold_out(examples: list[dict], most: int) -> tuple[list[dict], list[dict]]:
     return train, held_out or train
 
 
-def load_reward(spec: str):
-    """--reward verifier, or FILE.py:FUNCTION: f(prompts, completions, **columns) -> list of floats. Runs the user's code."""
-    if spec == "verifier":
-        return sum_reward
+def load_reward(spec: str, data: str):
+    """--reward verifier, exact, or FILE.py:FUNCTION: f(prompts, completions, **columns) -> list of floats. Runs the user's code."""
+    if spec == "exact" and not data:
+        raise ValueError("--reward exact needs --data with a field `answer`")
+    if spec in ("verifier", "exact"):
+        return sum_reward if spec == "verifier" else exact_reward
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
-        raise ValueError(f"--reward {spec}: expected `verifier` or FILE.py:FUNCTION with a file that exists")
+        raise ValueError(f"--reward {spec}: expected `verifier`, `exact` or FILE.py:FUNCTION with a file that exists")
     module_spec = importlib.util.spec_from_file_location("user_reward", file, loader=SourceFileLoader("user_reward", file))
     module = importlib.util.module_from_spec(module_spec)
     try:
@@ -242,11 +328,15 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
 
 # ------------------------------------------------------------------------------------------------------ batches
 
-def pad_batch(rows: list[tuple[list[int], list[int]]], device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prompt ids, answer ids) pairs -> tokens (B, T) int64, right-padded with 0, and mask (B, T) bool, true on the answers."""
-    T = max(len(prompt) + len(answer) for prompt, answer in rows)
+def pad_batch(rows: list[list[list[int]]], device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids, alternately given and trained on: [prompt, answer], or [prompt, answer, next user turn, answer, ...].
+
+    -> tokens (B, T) int64, right-padded with 0, and mask (B, T) bool, true on the answers."""
+    T = max(sum(map(len, row)) for row in rows)
     tokens, mask = np.zeros((len(rows), T), dtype=np.int64), np.zeros((len(rows), T), dtype=bool)
-    for b, (prompt, answer) in enumerate(rows):
-        tokens[b, :len(prompt) + len(answer)] = prompt + answer
-        mask[b, len(prompt):len(prompt) + len(answer)] = True
+    for b, row in enumerate(rows):
+        t = 0
+        for k, ids in enumerate(row):
+            tokens[b, t:t + len(ids)], mask[b, t:t + len(ids)] = ids, k % 2 == 1
+            t += len(ids)
     return torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device)

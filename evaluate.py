@@ -56,7 +56,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 @dataclass(kw_only=True)
 class Config:
     data: str = setting("", "a JSONL file of prompts, instead of the built-in task")
-    reward: str = setting("", "verifier, or FILE.py:FUNCTION; needed with --data")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; needed with --data")
     problems: int = setting(512, "how many fresh problems", low=1)
     samples: int = setting(8, "samples a problem, for sampled accuracy and pass@k", low=1)
     reference: str = setting("", "what KL is measured to: a run or model directory; runs/sft if not given")
@@ -95,10 +95,10 @@ def main(argv=None) -> None:
         if config.chat:
             return chat(model, tokenizer, config)
         if config.data and not config.reward:
-            raise ValueError("--data needs --reward FILE.py:FUNCTION")
-        reward = load_reward(config.reward or "verifier")
+            raise ValueError("--data needs --reward exact or FILE.py:FUNCTION")
+        reward = load_reward(config.reward or "verifier", config.data)
         longest = model.config.max_seq_len - config.max_new_tokens
-        examples = (read_prompts(config.data, tokenizer, longest)[:config.problems] if config.data
+        examples = (read_prompts(config.data, config.reward, tokenizer, longest)[:config.problems] if config.data
                     else held_out_problems(config.problems, tokenizer, longest))
         reference = config.reference or ("runs/sft" if Path("runs/sft/model/config.json").is_file() else "")
         reference = load_pretrained(model_directory(reference), torch.float32, device)[0] if reference else None

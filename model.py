@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -150,6 +151,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.grad_checkpoint = False        # keep only each block's input for the backward pass, and compute the block again there
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -187,7 +189,10 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             if cache is not None:
                 append = lambda k, v: cache.write(i, k, v, positions, length)
-            x = layer(x, cos, sin, append, seen)
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                x = checkpoint(layer, x, cos, sin, append, seen, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, cos, sin, append, seen)
         return self.norm(x)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -211,5 +216,7 @@ class ScalarModel(nn.Module):
         nn.init.zeros_(self.score.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        values = self.score(self.trunk.hidden(tokens)).squeeze(-1)
+        x = self.trunk.hidden(tokens)
+        with torch.autocast(x.device.type, enabled=False):          # it would round scores to 8 bits, and the product costs nothing
+            values = self.score(x.type_as(self.score.weight)).squeeze(-1)
         return values if values.dtype == torch.float64 else values.float()

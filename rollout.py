@@ -3,16 +3,19 @@
 One layout everywhere: right padding, prompt then response then padding. `generate` writes into it directly: each row goes on at
 its own length. What is sampled is what is scored: softmax(logits / temperature) in float32, no top-k, no top-p.
 """
+import copy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from losses import entropy, gather_log_probs, kl_exact
 from model import KVCache
 
-LOGITS_AT_ONCE = 2 ** 24          # floats; no more logits than this (64 MiB) exist at a time, whatever the vocabulary
+# floats; no more logits than this (64 MiB) exist at a time, whatever the vocabulary; with their softmax and its gradient five times as
+# many numbers. Smaller chunks save little and cost time: the gradient of the head's weight is summed once a chunk, in copies of its own
+LOGITS_AT_ONCE = 2 ** 24
 
 
 @dataclass
@@ -27,6 +30,25 @@ class Rollout:
     def responses(self) -> list[list[int]]:
         """The sampled ids of each row, its stop token included."""
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
+
+
+def autocast_copy(model: nn.Module) -> nn.Module:
+    """Under bfloat16 autocast, the model with its matrices in bfloat16; without autocast, the model itself. Not for training.
+
+    Autocast rounds float32 matrices anew in every product, so that each decoded token would read them all in float32. The copy
+    computes the same, bit for bit: what autocast leaves in float32 (embeddings, norms, the scalar head) is shared with the model."""
+    device = next(model.parameters()).device.type
+    if not torch.is_autocast_enabled(device):
+        return model
+
+    def rounded(module, name=""):
+        twin = copy.copy(module)
+        twin._modules = {name: rounded(child, name) for name, child in module._modules.items()}
+        if isinstance(module, nn.Linear) and name != "score":
+            twin._parameters = {name: p if p is None else nn.Parameter(p.detach().to(torch.get_autocast_dtype(device)), requires_grad=False)
+                                for name, p in module._parameters.items()}
+        return twin
+    return rounded(model)
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +82,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, tempe
         if not 0 < len(prompt) <= context - max_new_tokens:
             raise ValueError(f"prompt {i} has {len(prompt)} tokens, expected 1 to {context - max_new_tokens}: "
                              f"the context of {context} less max_new_tokens {max_new_tokens}")
-    weight = model.embed_tokens.weight
+    model, weight = autocast_copy(model), model.embed_tokens.weight
     device, B, P = weight.device, len(prompts), max(map(len, prompts))
     stop_ids = torch.tensor([] if eos_id is None else [eos_id] if isinstance(eos_id, int) else sorted(eos_id), device=device)
     noise = torch.rand(B, max_new_tokens, generator=generator).to(device)

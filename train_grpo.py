@@ -26,7 +26,7 @@ from data import load_prompts, load_reward, reward_answers
 from evaluate import evaluate
 from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k3, masked_mean
 from pretrained import load_pretrained
-from rollout import generate, in_micro_batches, micro_batches, token_kl, token_log_probs
+from rollout import autocast_copy, generate, in_micro_batches, micro_batches, token_kl, token_log_probs
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}        # (low, high), each paper's
 
@@ -34,7 +34,7 @@ CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": 
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "grpo"
-    reward: str = setting("", "verifier, or FILE.py:FUNCTION; needed with --data")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; needed with --data")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(32, "different prompts a step", low=1)
     group_size: int = setting(8, "answers to each prompt", low=2)
@@ -61,14 +61,15 @@ def main(argv=None) -> None:
     # 1. Two models: the policy learns, the reference is what it was at the start. Data and reward are checked before training
     with user_errors():
         if config.data and not config.reward:
-            raise UserError("--data needs --reward FILE.py:FUNCTION")
+            raise UserError("--data needs --reward exact or FILE.py:FUNCTION")
         if config.ref_ema and config.ref_sync:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        reward = load_reward(config.reward or "verifier")
+        reward = load_reward(config.reward or "verifier", config.data)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
+    reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     parts = {"policy": policy, "reference": reference, "optimizer": optimizer}
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
@@ -95,6 +96,7 @@ def main(argv=None) -> None:
         on_policy = config.epochs * config.minibatches == 1
         old_logp = None if on_policy else in_micro_batches(
             lambda *rows: token_log_probs(policy, *rows, config.temperature), tokens, mask, config.micro_batch_tokens)
+        policy_logp = rollout.logp if on_policy else old_logp         # for the KL: in bfloat16 the sampler's rounding alone shows as 0.001
         few = slice(0, 32)                                            # of the exact KL, which takes both models' logits
         exact_kl = masked_mean(token_kl(policy, reference, tokens[few], mask[few], config.temperature), mask[few]).item()
 
@@ -108,7 +110,7 @@ def main(argv=None) -> None:
             greedy_rewards = reward_answers(reward, examples[::G], greedy.responses(), greedy.finished.tolist(), tokenizer)
             advantages = remax_advantages(rewards, torch.tensor(greedy_rewards, device=device).repeat_interleave(G))
         else:
-            advantages = reinforce_pp_advantages(token_rewards(rewards, rollout.logp, ref_logp, mask, kl_coef), mask)
+            advantages = reinforce_pp_advantages(token_rewards(rewards, policy_logp, ref_logp, mask, kl_coef), mask)
         groups = rewards.view(-1, G)
         no_signal = (groups == groups[:, :1]).all(1)                                                    # (B / G,)
         used = torch.arange(len(rewards), device=device)
@@ -141,7 +143,7 @@ def main(argv=None) -> None:
                 grad_norms.append(run.update(optimizer, policy))
 
         # 6. The reference and β move if they were told to
-        answer_kl = kl_k1(rollout.logp, ref_logp).sum(1).mean().item()                                  # nats an answer
+        answer_kl = kl_k1(policy_logp, ref_logp).sum(1).mean().item()                                   # nats an answer
         if config.kl_target:
             kl_coef = adaptive_kl_coef(kl_coef, answer_kl, config.kl_target, len(rewards), config.kl_horizon)
         if config.ref_ema or config.ref_sync and (step + 1) % config.ref_sync == 0:
@@ -150,7 +152,7 @@ def main(argv=None) -> None:
         seconds = time.perf_counter() - started
 
         # 7. What people see
-        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(rollout.logp, ref_logp), mask).item(),
+        row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(policy_logp, ref_logp), mask).item(),
                "kl_exact": exact_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""), "response_length": mask.sum(1).float().mean().item(),
                "finished": rollout.finished.float().mean().item(), "no_signal": no_signal.float().mean().item(),
                "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),

@@ -25,13 +25,13 @@ from evaluate import evaluate
 from losses import adaptive_kl_coef, count_for, kl_k1, kl_k3, masked_mean, ppo_policy_loss, value_loss
 from model import ScalarModel
 from pretrained import load_pretrained, load_scalar_model
-from rollout import generate, in_micro_batches, micro_batches, sequence_scores, token_kl, token_log_probs, token_values
+from rollout import autocast_copy, generate, in_micro_batches, micro_batches, sequence_scores, token_kl, token_log_probs, token_values
 
 
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "ppo"
-    reward: str = setting("", "verifier, or FILE.py:FUNCTION, instead of a reward model")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION, instead of a reward model")
     reward_model: str = setting("", "a reward model, run or model directory; runs/rm if neither this nor --reward is given")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "prompts a step, one answer each", low=1)
@@ -66,14 +66,16 @@ def main(argv=None) -> None:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        reward, reward_model = load_reward(config.reward) if config.reward else None, None
+        reward, reward_model = load_reward(config.reward, config.data) if config.reward else None, None
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
-            reward_model = load_scalar_model(path, torch.float32, device)[0].requires_grad_(False)
+            reward_model = load_scalar_model(path, torch.float32, device)[0]
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
-    reference = copy.deepcopy(policy).requires_grad_(False)
+    moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
+    reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
     # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
-    critic = copy.deepcopy(reward_model).requires_grad_(True) if reward_model else ScalarModel(policy)
+    critic = copy.deepcopy(reward_model) if reward_model else ScalarModel(policy)
+    reward_model = reward_model and autocast_copy(reward_model).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=config.critic_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     parts = {"policy": policy, "critic": critic, "reference": reference, "optimizer": optimizer, "critic_optimizer": critic_optimizer}

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 
 from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, user_errors
-from data import (REASON_SHARE, demonstration, encode, encode_completion, encode_prompt, held_out_problems, hold_out, pad_batch,
-                  read_jsonl, sum_problems, sum_reward, take, usable)
+from data import (REASON_SHARE, demonstration, encode_prompt, held_out_problems, hold_out, pad_batch, read_demonstrations, sum_problems,
+                  sum_reward, take)
 from evaluate import evaluate
 from losses import sft_loss
 from model import ModelConfig, Transformer
@@ -42,7 +42,7 @@ def main(argv=None) -> None:
     run, device = Run(config), pick_device(config)
     torch.manual_seed(config.seed)                                        # the initial weights
 
-    # 1. The model, and a function from a step to its examples: (prompt ids, answer ids)
+    # 1. The model, and a function from a step to its examples: (prompt ids, answer ids), and further turns
     with user_errors():
         if config.model:
             policy, tokenizer = load_pretrained(model_directory(config.model), torch.float32, device)
@@ -52,13 +52,8 @@ def main(argv=None) -> None:
                                              max_seq_len=128, rope_theta=100.0, qk_norm=True)).to(device)
         context = policy.config.max_seq_len
         if config.data:
-            examples = encode(read_jsonl(config.data, ("prompt", "completion")), config.data, lambda e: {
-                "rows": (encode_prompt(tokenizer, e["prompt"]), encode_completion(tokenizer, e["prompt"], e["completion"]))})
-            examples = usable(examples, config.data, lambda e:
-                              f"longer than the context of {context} tokens" if len(sum(e["rows"], [])) > context
-                              else "empty prompt" if not e["rows"][0] else "empty completion" if len(e["rows"][1]) < 2 else "")
-            train, held_out = hold_out(examples, config.eval_problems)
-            batch = lambda step: [e["rows"] for e in take(train, config.batch_size, config.seed, step)]
+            train, held_out = hold_out(read_demonstrations(config.data, tokenizer, context), config.eval_problems)
+            batch = lambda step: [e["turns"] for e in take(train, config.batch_size, config.seed, step)]
         else:
             held_out = held_out_problems(config.eval_problems, tokenizer, context - MAX_NEW_TOKENS)
 
@@ -93,7 +88,7 @@ def main(argv=None) -> None:
                "seconds": seconds, "eval_loss": "", "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
             if config.data:
-                tokens, mask = pad_batch([e["rows"] for e in held_out], device)
+                tokens, mask = pad_batch([e["turns"] for e in held_out], device)
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:

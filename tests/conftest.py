@@ -10,6 +10,10 @@ from tokenizer import builtin_tokenizer
 
 torch.set_num_threads(1)                 # of tensors this small, two threads mostly wait for each other
 
+# ChatML, as Qwen's and SmolLM's; <|endoftext|> ends a turn
+CHAT_TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+                 "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
+
 REWARD = """
 def vowels(prompts, completions, **columns):
     "share of an answer's 6 places that hold a letter of the column `good`"
@@ -39,7 +43,7 @@ def write_tiny_task(path) -> None:
     (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (path / "reward.py").write_text(REWARD)
     train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
-                    "--batch-size", "16", "--lr", "1e-2"])
+                    "--batch-size", "16", "--lr", "2.5e-3"])
 
 
 @pytest.fixture(scope="session")

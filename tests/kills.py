@@ -68,7 +68,7 @@ def finish(child: int, what: str) -> None:
 def contents(run: str) -> dict:
     """What must be equal: the files that are there, metrics without timings, samples, the model's bytes."""
     with open(Path(run) / "metrics.csv", newline="") as f:
-        metrics = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in csv.DictReader(f)]
+        metrics = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "peak_memory_mb")} for row in csv.DictReader(f)]
     return {"names": sorted(p.name for p in Path(run).iterdir()), "metrics": metrics,
             "samples": (Path(run) / "samples.txt").read_text() if (Path(run) / "samples.txt").exists() else "",
             "model": (Path(run) / "model" / "model.safetensors").read_bytes()}

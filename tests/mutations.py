@@ -105,7 +105,7 @@ MUTATIONS = [
     Mutation("31", "The reward model read at the last column", "a score depends on how much padding follows", "", "rollout.py",
              "return reward_model(tokens).gather(1, row_lengths(mask)[:, None] - 1).squeeze(1)", "return reward_model(tokens)[:, -1]", "test_rollout.py"),
     Mutation("32", "The reference is the policy itself", "KL is 0 for ever", "", "train_grpo.py",
-             "reference = copy.deepcopy(policy).requires_grad_(False)", "reference = policy", "test_scripts.py"),
+             "reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)", "reference = policy", "test_scripts.py"),
 ]
 
 

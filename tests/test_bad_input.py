@@ -16,6 +16,7 @@ import train_ppo
 import train_rm
 import train_sft
 from common import script
+from conftest import CHAT_TEMPLATE
 
 SFT, RM, DPO, GRPO, PPO = train_sft, train_rm, train_dpo, train_grpo, train_ppo
 SCRIPTS = [SFT, RM, DPO, GRPO, PPO]
@@ -36,11 +37,19 @@ DATA = {                                   # name: a JSONL file's bytes
     "no_messages": b'{"prompt": [], "completion": [], "chosen": [], "rejected": []}',
     "no_content": b'{"prompt": [{"role": "user"}], "completion": "a", "chosen": "a", "rejected": "b"}',
     "mixed": b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}], "chosen": "a", "rejected": "b"}',
+    "turns": json.dumps({"prompt": [{"role": "user", "content": "a"}], **{name: [
+        {"role": "assistant", "content": "bb"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+        for name in ("completion", "chosen", "rejected")}}).encode(),
+    "no_answer": b'{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "user", "content": "b"}]}',
     "chat": (b'{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}], '
              b'"chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}'),
     "empty_prompts": b'{"prompt": "", "completion": "a", "chosen": "a", "rejected": "b"}',
     "empty_answers": b'{"prompt": "a", "completion": "", "chosen": "", "rejected": "b"}',
     "equal": b'{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "b"}',
+    "answers": b'{"prompt": "a", "answer": "7"}\n{"prompt": "b", "answer": 7.5}\n{"prompt": "c"}',
+    "answer_list": b'{"prompt": "a", "answer": ["7"]}', "answer_true": b'{"prompt": "a", "answer": true}',
+    "answer_null": b'{"prompt": "a", "answer": null}', "answer_blank": b'{"prompt": "a", "answer": " $."}',
+    "messages_text": b'{"messages": "a"}', "messages_chat": b'{"messages": [{"role": "assistant", "content": "a"}]}',
     "long": json.dumps({"prompt": "a" * 100, "completion": "b", "chosen": "a", "rejected": "b"}).encode()}
 
 
@@ -73,6 +82,9 @@ def bad(place, tmp_path_factory):
     (model("no_weights") / "model.safetensors").unlink()
     (model("no_tokenizer") / "tokenizer.json").unlink()
     (model("tokenizer_cut") / "tokenizer.json").write_text("{")
+    (model("chats") / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    # as Qwen3's: of earlier answers it forgets what was thought
+    (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
     weights = model("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
@@ -143,6 +155,20 @@ CASES = [
     (SFT, ["--data", "{bad}/mixed.jsonl"], "mixed.jsonl, line 1: prompt and completion mix text and messages"),
     (SFT, ["--data", "{bad}/empty_answers.jsonl"], "empty_answers.jsonl: none of 1"), (DPO, ["--data", "{bad}/empty_answers.jsonl"], "none of 1"),
     *every([RM, DPO], ["--data", "{bad}/equal.jsonl"], "equal.jsonl: none of 1"),
+    (SFT, ["--data", "{bad}/messages_text.jsonl"], 'messages_text.jsonl, line 1: messages is "a", expected a list of'),
+    (SFT, ["--data", "{bad}/messages_chat.jsonl"], "messages_chat.jsonl, line 1: this model has no chat template"),
+    (DPO, ["--data", "{bad}/messages_chat.jsonl"], "messages_chat.jsonl, line 1: prompt is missing"),
+    (SFT, ["--model", "{bad}/chats", "--data", "{bad}/no_answer.jsonl"], "no_answer.jsonl, line 1: the completion has no message of the assistant"),
+    (SFT, ["--model", "{bad}/forgets", "--data", "{bad}/turns.jsonl"], "turns.jsonl, line 1: the chat template writes a conversation and its"),
+    *every([RM, DPO], ["--model", "{bad}/chats", "--data", "{bad}/turns.jsonl"],
+           "turns.jsonl, line 1: found an answer of assistant, user, assistant, expected one message of the assistant"),
+    *every([GRPO, PPO], ["--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+    *every([GRPO, PPO], ["--reward", "exact", "--data", "{bad}/answers.jsonl"],
+           "answers.jsonl, line 3: answer is missing, expected text or a number for --reward exact"),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_list.jsonl"], 'answer_list.jsonl, line 1: answer is ["7"], expected'),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_true.jsonl"], "line 1: answer is true, expected"),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_null.jsonl"], "line 1: answer is null, expected"),
+    (PPO, ["--reward", "exact", "--data", "{bad}/answer_blank.jsonl"], 'line 1: answer is " $.", expected'),
     # models
     *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"), *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
     (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"), (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
@@ -156,7 +182,7 @@ CASES = [
     (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
     # rewards
-    *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier` or FILE.py:FUNCTION"),
+    *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
     (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"), (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
     (GRPO, ["--reward", "{bad}/reward.py:value"], "has no function value"), (PPO, ["--reward", "{bad}/syntax.py:f"], "SyntaxError"),
     (GRPO, ["--reward", "{bad}/exits.py:f"], "SystemExit(3)"), (GRPO, ["--reward", "{bad}/file:f"], "importing"),
@@ -175,6 +201,8 @@ CASES = [
     # evaluate.py
     (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
+    (evaluate, ["{place}/sft", "--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+    (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"], "answers.jsonl, line 3: answer is missing"),
     (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
     (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
     (evaluate, ["{place}/sft", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),

@@ -1,14 +1,18 @@
 """The built-in task, its verifier, the tokenizer, JSONL, model directories."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data import demonstration, encode_completion, pad_batch, read_jsonl, reward_answers, sum_problems, sum_reward, take, usable, verify_sum
+from conftest import CHAT_TEMPLATE
+from data import (demonstration, encode_completion, encode_turns, exact_reward, pad_batch, read_demonstrations, read_jsonl, read_prompts,
+                  reward_answers, sum_problems, sum_reward, take, usable, verify_sum)
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from tokenizer import Tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------ the task
@@ -31,6 +35,26 @@ def test_verifier(completion, right):
 def test_a_cut_off_answer_is_never_right(tokenizer):
     right = list(b"98")
     assert reward_answers(sum_reward, [{"prompt": "17+58+23="}] * 2, [right + [tokenizer.eos_id], right], [True, False], tokenizer) == [1, 0]
+
+
+@pytest.mark.parametrize("completion, answer, right", [
+    # the last number
+    ("The answer is 7", 7, 1), ("7 apples", "7", 1), ("first 7, then 8", "7", 0), ("It costs $1,234.50.", 1234.5, 1), ("7.0", 7, 1), ("7.", "7", 1),
+    ("07", 7, 1), ("x = -7", -7, 1), ("x = -7", 7, 0), ("10-7", 7, 1), ("1,000,000", "1000000", 1), ("1,00", 100, 0), ("no number", 7, 0),
+    ("", 7, 0), (".5", 0.5, 1), ("70", 7, 0), ("7 or 8", "7 or 8", 0), ("12345678901234567890", 12345678901234567891, 0),
+    # the line after the last ####
+    ("1 + 1\n#### 2", 2, 1), ("#### 3\n#### 2", 2, 1), ("#### 2\nSo 3", 2, 1), ("#### Paris.", "Paris", 1), ("####\n 2 ", "2", 1),
+    ("2 ####", 2, 0), ("#### 2 apples", 2, 0),
+    # \\boxed{}: before ####, and ####'s before the last number
+    ("\\boxed{7} #### 8, or 9", 7, 1), ("\\boxed{7} #### 8, or 9", 8, 0), ("\\boxed{7}, then 9", 9, 0), ("\\boxed{7} or \\boxed{8}", 8, 1),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", 1), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2", 0), ("$\\boxed{ \\$1,000. }$", "1000", 1),
+    ("\\boxed{7", 7, 1), ("\\boxed{7} \\boxed{8", 7, 1), ("} \\boxed{7} {", 7, 1), ("\\boxed{} 7", 7, 0), ("\\boxed{x} 7", "x", 1),
+    ("{\\boxed {7}} 8", 7, 1), ("\\boxed{" * 100000, 7, 0),
+    # the column may state its answer as a completion does
+    ("72", "48 + 24 = 72\n#### 72", 1), ("24", "48 + 24 = 72\n#### 72", 0), ("7", "so \\boxed{7} it is", 1), ("7", "so 7", 0)])
+def test_exact(completion, answer, right):
+    assert exact_reward(["?"], [completion], answer=[answer], other=[None]) == [right]
+    assert exact_reward([[]], [[{"role": "assistant", "content": completion}]], [answer]) == [right]
 
 
 def test_held_out_problems_are_never_trained_on():
@@ -125,6 +149,73 @@ def test_jsonl(tmp_path):
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b", "x": 1}\r\n\n{"prompt": "c", "completion": "d"}')
     assert read_jsonl(file, ("prompt", "completion")) == [{"prompt": "a", "completion": "b", "x": 1, "line": 1},
                                                           {"prompt": "c", "completion": "d", "line": 3}]
+
+
+def test_fields_that_some_lines_lack_are_none(tmp_path, tokenizer):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": 3}')
+    examples = read_prompts(tmp_path / "d.jsonl", "", tokenizer, 10)
+    assert [e["answer"] for e in examples] == [None, 3]
+    seen = []
+    assert reward_answers(lambda prompts, completions, answer: seen.append(answer) or [0.0], examples[:1], [[7]], [True], tokenizer) == [0]
+    assert seen == [[None]]
+
+
+# ------------------------------------------------------------------------------------------------------ conversations
+
+@pytest.fixture
+def chat(tokenizer):
+    return Tokenizer({**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.encode()}, Path("chat"))
+
+
+def say(*turns):
+    """("user", "hi"), ... as messages"""
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def trained_on(tokenizer, turns):
+    """A row as text, what is trained on in «»."""
+    tokens, mask = pad_batch([turns, [[1], [2]]], "cpu")
+    text = ""
+    for k, ids in enumerate(turns):
+        text += ("«%s»" if k % 2 else "%s") % tokenizer.decode(ids)
+    assert tokens[0].tolist() == sum(turns, []) and mask[0].tolist() == [k % 2 == 1 for k, ids in enumerate(turns) for _ in ids]
+    assert tokens[1].tolist() == [1, 2] + [0] * (tokens.shape[1] - 2) and mask[1].sum() == 1
+    return text.replace("<|endoftext|>", "|").replace("\n", "/")
+
+
+def test_conversations_are_trained_on_the_assistants_turns(chat):
+    """What the user and the tools say are holes, what a template writes after a stop token too; the whole is what it renders at once."""
+    prompt = say(("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"))
+    one = say(("assistant", "bb"))
+    assert trained_on(chat, encode_turns(chat, prompt, one)) == "[system]s|/[user]u|/[assistant]a|/[user]v|/[assistant]«bb|»"
+    more = one + say(("tool", "t"), ("assistant", "c"), ("user", "w"))
+    assert trained_on(chat, encode_turns(chat, prompt[-1:], more)) == "[user]v|/[assistant]«bb|»/[tool]t|/[assistant]«c|»"
+    after_a_user = say(("user", "w"), ("assistant", "c"))
+    assert trained_on(chat, encode_turns(chat, prompt[:3], after_a_user)) == "[system]s|/[user]u|/[assistant]a|/[user]w|/[assistant]«c|»"
+    everything = encode_turns(chat, [], prompt[:3] + more[1:3])
+    assert trained_on(chat, everything) == "[system]s|/[user]u|/[assistant]«a|»/[tool]t|/[assistant]«c|»"
+    rendered = chat.encode(chat.apply_chat_template(prompt[:3] + more[1:3], add_generation_prompt=False), special=True)
+    assert sum(everything, []) == rendered[:-1]                               # but for what follows the last stop token
+    assert encode_completion(chat, prompt, one) == encode_turns(chat, prompt, one)[1]
+
+
+def test_a_template_without_stop_tokens_gets_them(tokenizer):
+    chat = Tokenizer({**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.replace("<|endoftext|>", "").encode()}, Path("chat"))
+    turns = encode_turns(chat, [], say(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")))
+    assert trained_on(chat, turns) == "[user]u/[assistant]«a/|»[user]v/[assistant]«b/|»"
+
+
+def test_demonstrations_in_every_form(tmp_path, chat, capsys):
+    user, answer, empty = say(("user", "u")), say(("assistant", "a")), say(("assistant", ""))
+    lines = [{"prompt": "u", "completion": "a"}, {"prompt": user, "completion": answer}, {"messages": user + answer},
+             {"messages": user + empty + user + answer}, {"messages": (user + answer) * 9}, {"prompt": "u", "completion": ""}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    turns = [e["turns"] for e in read_demonstrations(tmp_path / "d.jsonl", chat, 60)]
+    assert turns[0] == [[ord("u")], [ord("a"), chat.eos_id]] and len(turns) == 3
+    assert turns[1] == turns[2] and trained_on(chat, turns[1]) == "[user]u|/[assistant]«a|»"
+    out = capsys.readouterr().out
+    assert "dropped 2 of 6 examples, empty completion (first: line 4)" in out
+    assert "dropped 1 of 6 examples, longer than the context of 60 tokens (first: line 5)" in out
 
 
 @pytest.mark.parametrize("content, message", [

@@ -15,7 +15,7 @@ import train_sft
 from common import script, trouble
 from pretrained import load_pretrained
 
-TIMINGS = {"seconds", "tokens_per_second"}
+TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb"}
 
 
 def flags(place, out, *more):

@@ -10,8 +10,8 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import UserError
-from model import ScalarModel
+from common import RunConfig, UserError, pick_device
+from model import Block, ScalarModel
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
 
 
@@ -85,6 +85,87 @@ def test_dpo_learns(place, loss):
     assert margin[-1] > margin[0] + 1
 
 
+# ------------------------------------------------------------------------------------------------------ memory and precision
+
+SMALL = {train_sft: ["--model", "{place}/random", "--data", "{place}/sft.jsonl", "--steps", "40", "--batch-size", "16", "--lr", "1e-2"],
+         train_rm: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl", "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
+         train_dpo: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl", "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
+         train_grpo: GRPO, train_ppo: ["--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", "--critic-warmup", "0"]}
+
+
+def small(script, place, out, *flags):
+    """Run a script on the tiny task. -> the rows of its metrics, timings left out"""
+    start = rl(place, out) if script in (train_grpo, train_ppo) else ["--out", str(place / out)]
+    script.main([*start, *(flag.format(place=place) for flag in SMALL[script]), *flags])
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "peak_memory_mb")} for row in rows(place / out)]
+
+
+@pytest.fixture
+def float32_again():
+    yield
+    pick_device(RunConfig(device="cpu"))
+
+
+@pytest.mark.parametrize("script", SMALL, ids=lambda script: script.__name__)
+def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
+    """As on a GPU, on the CPU: parameters stay float32, frozen models have bfloat16 matrices; it learns, and the first ratio is 1."""
+    losses = {train_grpo: "grpo_loss", train_ppo: "ppo_policy_loss"}
+    calls = watch(monkeypatch, script, losses.get(script, "main"))
+    out = f"bfloat16_{script.__name__}"
+    metrics = small(script, place, out, "--dtype", "bfloat16")
+    state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
+    trained = state.get("policy", state.get("reward_model"))
+    assert all(x.dtype == torch.float32 for x in trained.values())
+    if script is train_sft:
+        assert float(metrics[-1]["loss"]) < 1.5
+    elif script in losses:
+        assert state["reference"]["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+        logp, old_logp = calls[0][0][:2]
+        assert (logp.detach() - old_logp).abs().max() < 1e-4
+        assert float(metrics[0]["kl_exact"]) == 0 and abs(float(metrics[0]["kl"])) < 1e-3 and float(metrics[-1]["kl_exact"]) > 0
+        reward = column(place / out, "reward")
+        assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
+    else:
+        assert float(metrics[-1]["eval_accuracy" if script is train_rm else "eval_pairs"]) == 1
+
+
+@pytest.mark.parametrize("flags", [["--ref-ema", "0.9"], ["--ref-sync", "1"]], ids=["ema", "sync"])
+def test_a_reference_that_moves_is_float32(place, flags, float32_again):
+    out = "moves" + flags[0]
+    small(train_grpo, place, out, "--dtype", "bfloat16", "--steps", "2", *flags)
+    state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
+    assert all(x.dtype == torch.float32 for x in state["reference"].values())
+
+
+def test_a_frozen_reward_model_is_bfloat16_and_the_critic_is_not(place, tmp_path, monkeypatch, float32_again):
+    policy, tokenizer = load_pretrained(place / "sft" / "model")
+    save_pretrained(ScalarModel(policy), tokenizer, tmp_path / "scores")
+    calls = watch(monkeypatch, train_ppo, "sequence_scores")
+    flags = rl(place, "unused", "--out", str(tmp_path / "run"), "--reward-model", str(tmp_path / "scores"), "--steps", "1",
+               "--prompts-per-step", "4", "--dtype", "bfloat16")
+    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
+    train_ppo.main(flags)
+    reward_model = calls[0][0][0]
+    assert reward_model.trunk.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in reward_model.parameters())
+    critic = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["parts"]["critic"]
+    assert all(x.dtype == torch.float32 for x in critic.values())
+
+
+@pytest.mark.parametrize("script", SMALL, ids=lambda script: script.__name__)
+def test_grad_checkpoint_changes_no_result(place, script, monkeypatch):
+    count, block = [0], Block.forward
+
+    def counted(*arguments):
+        count[0] += torch.is_grad_enabled()
+        return block(*arguments)
+    monkeypatch.setattr(Block, "forward", counted)
+    out = f"checkpoint_{script.__name__}"
+    plain, plain_count = small(script, place, out, "--steps", "3"), count[0]
+    again = small(script, place, out + "_again", "--steps", "3", "--grad-checkpoint")
+    assert again == plain and count[0] - plain_count == 2 * plain_count
+
+
 # ------------------------------------------------------------------------------------------------------ what goes where
 
 def watch(monkeypatch, script, name):
@@ -143,6 +224,7 @@ def test_a_run_writes_what_the_readme_says(place):
     assert {p.name for p in run.iterdir()} == {"config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model"}
     assert {"step", "reward", "kl", "entropy", "response_length", "clip_fraction", "grad_norm", "tokens_per_second", "seconds",
             "eval_greedy", "eval_sampled"} <= set(rows(run)[0])
+    assert 100 < column(run, "peak_memory_mb")[0] <= column(run, "peak_memory_mb")[1] < 20000       # of a process that holds torch
     assert [row["step"] for row in rows(run)] == ["1", "2"] and rows(run)[0]["eval_greedy"] == ""
     samples = (run / "samples.txt").read_text()
     assert "=== step 0: eval_greedy" in samples and "=== step 2: eval_greedy" in samples
@@ -171,7 +253,7 @@ def test_resume_gives_the_run_that_never_stopped(place, script, flags):
         f.write("4,a row after the checkpoint, as a killed run leaves it\n")
     script.main(["--out", str(place / cut), "--resume", "--steps", "6"])
     for row, other in zip(rows(place / whole), rows(place / cut), strict=True):
-        for key in row.keys() - {"seconds", "tokens_per_second", "eval_greedy", "eval_sampled"}:
+        for key in row.keys() - {"seconds", "tokens_per_second", "peak_memory_mb", "eval_greedy", "eval_sampled"}:
             assert row[key] == other[key], key
     a, b = (load_pretrained(place / run / "model")[0].state_dict() for run in (whole, cut))
     assert all(torch.equal(a[key], b[key]) for key in a)
