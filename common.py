@@ -252,6 +252,8 @@ class Run:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)                             # tensors and numbers, no code
             step, values, sizes = state["step"], state["values"], state["sizes"]
+            if state["algorithm"] != self.config.algorithm or state["parts"].keys() != parts.keys():
+                raise ValueError(f"it is of {state['algorithm']} with {', '.join(state['parts'])}, expected {', '.join(parts)}")
             for name, part in parts.items():
                 part.load_state_dict(state["parts"][name])
         except Exception as error:                                   # torch has no one class for a file that it can't read
@@ -285,7 +287,8 @@ class Run:
             sizes[name] = (self.path / name).stat().st_size if (self.path / name).exists() else 0
             if sizes[name]:
                 sync(self.path / name)
-        state = {"step": step, "values": values, "sizes": sizes, "parts": {name: part.state_dict() for name, part in parts.items()}}
+        state = {"algorithm": self.config.algorithm, "step": step, "values": values, "sizes": sizes,
+                 "parts": {name: part.state_dict() for name, part in parts.items()}}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write(self, name: str, write) -> None:

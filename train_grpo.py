@@ -71,7 +71,7 @@ def main(argv=None) -> None:
     moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
     reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    parts = {"policy": policy, "reference": reference, "optimizer": optimizer}
+    parts = {"policy": policy, "optimizer": optimizer, **({"reference": reference} if moves else {})}
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef, G = values["kl_coef"], config.group_size
     clip_low, clip_high = (CLIP[config.loss][i] if c is None else c for i, c in enumerate((config.clip_low, config.clip_high)))

@@ -78,7 +78,8 @@ def main(argv=None) -> None:
     reward_model = reward_model and autocast_copy(reward_model).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=config.critic_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    parts = {"policy": policy, "critic": critic, "reference": reference, "optimizer": optimizer, "critic_optimizer": critic_optimizer}
+    parts = {"policy": policy, "critic": critic, "optimizer": optimizer, "critic_optimizer": critic_optimizer,
+             **({"reference": reference} if moves else {})}
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef = values["kl_coef"]
     if first_step == 0 and config.eval_every and (reward or not config.data):

@@ -193,7 +193,7 @@ CASES = [
     (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"], "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
     (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"], "corrupt/checkpoint.pt: can't be resumed from"),
     (GRPO, ["--out", "{bad}/half", "--resume", "--steps", "4"], "half/checkpoint.pt: can't be resumed from"),
-    (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from: ValueError: it is of sft"),
     (GRPO, ["--out", "{bad}/lost", "--resume", "--steps", "4"], "lost/checkpoint.pt: can't be resumed from"),
     (GRPO, ["--out", "{bad}/settings_cut", "--resume"], "settings_cut/config.json: not the settings of a run of grpo"),
     (GRPO, ["--out", "{bad}/settings_other", "--resume"], "settings_other/config.json: not the settings of a run of grpo"),

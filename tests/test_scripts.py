@@ -110,7 +110,7 @@ def float32_again():
 def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
     """As on a GPU, on the CPU: parameters stay float32, frozen models have bfloat16 matrices; it learns, and the first ratio is 1."""
     losses = {train_grpo: "grpo_loss", train_ppo: "ppo_policy_loss"}
-    calls = watch(monkeypatch, script, losses.get(script, "main"))
+    calls, compared = (watch(monkeypatch, script, name if script in losses else "main") for name in (losses.get(script), "token_kl"))
     out = f"bfloat16_{script.__name__}"
     metrics = small(script, place, out, "--dtype", "bfloat16")
     state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
@@ -119,7 +119,8 @@ def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
     if script is train_sft:
         assert float(metrics[-1]["loss"]) < 1.5
     elif script in losses:
-        assert state["reference"]["layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
+        reference = compared[0][0][1]
+        assert reference.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
         logp, old_logp = calls[0][0][:2]
         assert (logp.detach() - old_logp).abs().max() < 1e-4
         assert float(metrics[0]["kl_exact"]) == 0 and abs(float(metrics[0]["kl"])) < 1e-3 and float(metrics[-1]["kl_exact"]) > 0
@@ -259,17 +260,21 @@ def test_resume_gives_the_run_that_never_stopped(place, script, flags):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_reference_stays_frozen_unless_told_to_move(place):
+def test_the_reference_stays_frozen_unless_told_to_move(place, monkeypatch):
     start = load_pretrained(place / "sft" / "model")[0].state_dict()
-    def reference(out, *flags):
+    calls = watch(monkeypatch, train_grpo, "token_kl")                        # of policy, reference, ...
+
+    def end(out, *flags):
         train_grpo.main(rl(place, out, *GRPO, "--steps", "3", *flags))
-        state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
-        return state["reference"], state["policy"]
-    frozen, policy = reference("frozen")
+        policy, reference, *_ = calls[-1][0]
+        saved = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
+        assert ("reference" in saved) == bool(flags)
+        return reference.state_dict(), policy.state_dict()
+    frozen, policy = end("frozen")
     assert all(torch.equal(frozen[k], start[k]) for k in start) and not all(torch.equal(policy[k], start[k]) for k in start)
-    synced, policy = reference("synced", "--ref-sync", "1")
+    synced, policy = end("synced", "--ref-sync", "1")
     assert all(torch.equal(synced[k], policy[k]) for k in start)
-    ema, policy = reference("ema", "--ref-ema", "0.5")
+    ema, policy = end("ema", "--ref-ema", "0.5")
     assert not any(torch.equal(ema[k], start[k]) or torch.equal(ema[k], policy[k]) for k in ("layers.0.mlp.up_proj.weight", "norm.weight"))
 
 
