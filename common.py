@@ -226,6 +226,8 @@ class Run:
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise UserError(f"--out {self.path}: {existing} is not a directory that can be written to")
+        if config.resume and config.overwrite:
+            raise UserError("--resume and --overwrite are both given, expected one")
         if self.held and not config.resume and not config.overwrite:
             raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): use --resume, --overwrite or another --out")
 

@@ -191,6 +191,7 @@ CASES = [
     *every(SCRIPTS, ["--out", "{bad}/run"], "run: holds a run already (config.json, metrics.csv"),
     *every(SCRIPTS, ["--resume"], "nothing to resume"), (SFT, ["--out", "{bad}/run", "--resume"], "run/config.json: not the settings of a run of sft: ValueError('another algorithm')"),
     (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"], "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
+    (GRPO, ["--out", "{bad}/run", "--resume", "--overwrite"], "--resume and --overwrite are both given"),
     (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"], "corrupt/checkpoint.pt: can't be resumed from"),
     (GRPO, ["--out", "{bad}/half", "--resume", "--steps", "4"], "half/checkpoint.pt: can't be resumed from"),
     (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from: ValueError: it is of sft"),
