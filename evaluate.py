@@ -55,7 +55,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 @dataclass(kw_only=True)
 class Config:
-    data: str = setting("", "a JSONL file of prompts, instead of the built-in task")
+    data: str = setting("", "a JSONL file of prompts that were not trained on, instead of the built-in task")
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; needed with --data")
     problems: int = setting(512, "how many fresh problems", low=1)
     samples: int = setting(8, "samples a problem, for sampled accuracy and pass@k", low=1)

@@ -1,9 +1,9 @@
-"""Write two data sets of word problems with numbers for answers: word_problems_sft.jsonl and word_problems.jsonl.
+"""Write word problems with numbers for answers: word_problems_sft.jsonl, word_problems.jsonl and word_problems_test.jsonl.
 
     python examples/word_problems.py
 
-The first has 1,200 right answers, two in five of them worked out step by step. The second asks 2,000 other questions and has nothing but each
-one's `answer`: which style to answer in is for reinforcement learning to find out.
+The first has 1,200 right answers, two in five of them worked out step by step. The second asks 2,000 other questions and has nothing but
+each one's `answer`: which style to answer in is for reinforcement learning to find out. The third keeps 200 to test on.
 """
 import json
 import random
@@ -28,14 +28,23 @@ def problem(rng: random.Random) -> dict:
             "completion": work if rng.random() < 0.4 else f" {answer}", "answer": str(answer)}
 
 
-def main() -> None:
-    rng, problems = random.Random(0), {}
-    while len(problems) < 3200:
+def problems(rng: random.Random, n: int, but_not=()) -> list[dict]:
+    """n different ones."""
+    found = {}
+    while len(found) < n:
         p = problem(rng)
-        problems[p["prompt"]] = p
-    problems = list(problems.values())
-    for name, part, fields in (("word_problems_sft.jsonl", problems[:1200], ("prompt", "completion")),
-                               ("word_problems.jsonl", problems[1200:], ("prompt", "answer"))):
+        if p["prompt"] not in but_not:
+            found[p["prompt"]] = p
+    return list(found.values())
+
+
+def main() -> None:
+    rng = random.Random(0)
+    train = problems(rng, 3200)
+    test = problems(rng, 200, but_not={p["prompt"] for p in train})
+    for name, part, fields in (("word_problems_sft.jsonl", train[:1200], ("prompt", "completion")),
+                               ("word_problems.jsonl", train[1200:], ("prompt", "answer")),
+                               ("word_problems_test.jsonl", test, ("prompt", "answer"))):
         Path(name).write_text("".join(json.dumps({field: p[field] for field in fields}) + "\n" for p in part), encoding="utf-8")
         print(f"{name}: {len(part)} lines")
 
