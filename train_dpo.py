@@ -6,9 +6,9 @@
 
     --loss  dpo | ipo (a margin to reach) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
 
-All losses ask for differences, which grow as well when chosen answers lose less than rejected ones and the rest goes to tokens that
-neither has: sampled answers then break. So the chosen answers' NLL is added (RPO, Pang et al. 2024, arXiv:2404.19733);
---nll-coef 0 is the DPO of the paper.
+Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected ones and the rest goes to tokens
+that neither has: sampled answers then break. So the chosen answers' NLL is added (RPO, Pang et al. 2024, arXiv:2404.19733);
+--nll-coef 0 gives each paper's loss alone. KTO, which has no pairs, does without.
 
 On the built-in task the pairs are the SFT model's own samples, as for the reward model. The reference never moves and is the
 model at the start, so its log-probs are taken once, before training. KTO's reference point comes from mismatched prompts and answers.
@@ -29,7 +29,7 @@ from rollout import in_micro_batches, micro_batches, token_log_probs
 from train_rm import load_pairs, pad_pairs
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
-NLL_COEF = {"dpo": 1.0, "ipo": 0.0, "kto": 0.0, "simpo": 0.0, "orpo": 1.0}
+NLL_COEF = {"dpo": 1.0, "ipo": 1.0, "kto": 0.0, "simpo": 1.0, "orpo": 1.0}
 
 
 @dataclass(kw_only=True)
@@ -43,7 +43,7 @@ class Config(RunConfig):
     lr: float = setting(3e-4, "learning rate, falling linearly to 0", low=0.0)
     beta: float | None = setting(None, "β; 0.1, and 2 for simpo, if not given", low=1e-6)
     label_smoothing: float = setting(0.0, "dpo: the share of pairs taken to be labelled the wrong way round", low=0.0, high=0.5)
-    nll_coef: float | None = setting(None, "weight of the chosen answers' NLL a token; 1 for dpo and orpo, else 0, if not given", low=0.0)
+    nll_coef: float | None = setting(None, "weight of the chosen answers' NLL a token; 1, and 0 for kto, if not given", low=0.0)
     gamma: float = setting(1.0, "simpo: target margin", low=0.0)
     desirable_weight: float = setting(1.0, "kto: weight of the good answers", low=0.0)
     undesirable_weight: float = setting(1.0, "kto: weight of the bad answers", low=0.0)
