@@ -206,6 +206,12 @@ def run_path(config) -> Path:
     return Path(config.out or f"runs/{config.algorithm}")
 
 
+def read_metrics(run: Path) -> list[dict]:
+    """The rows of a run's metrics.csv, as text."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or a directory's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -264,8 +270,7 @@ class Run:
             print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)
         for name, size in sizes.items():
-            found = (self.path / name).stat().st_size if (self.path / name).exists() else 0
-            if found < size:
+            if (found := self._size(name)) < size:
                 raise UserError(f"{self.path / name}: has {found} bytes, expected the {size} that were there at the last checkpoint")
         for name, size in sizes.items():                             # forget what came after the checkpoint
             if size:
@@ -283,10 +288,13 @@ class Run:
             raise UserError(f"interrupted after step {step + 1} and saved: python train_{self.config.algorithm}.py --out {self.path} "
                             "--resume goes on", status=130)
 
+    def _size(self, name: str) -> int:
+        return (self.path / name).stat().st_size if (self.path / name).exists() else 0
+
     def _checkpoint(self, step, parts, values):
         sizes = {}
         for name in ("metrics.csv", "samples.txt"):
-            sizes[name] = (self.path / name).stat().st_size if (self.path / name).exists() else 0
+            sizes[name] = self._size(name)
             if sizes[name]:
                 sync(self.path / name)
         state = {"algorithm": self.config.algorithm, "step": step, "values": values, "sizes": sizes,
@@ -368,8 +376,7 @@ class Run:
         import matplotlib
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
-        with open(self.path / "metrics.csv", newline="", encoding="utf-8") as f:
-            rows = list(csv.DictReader(f))
+        rows = read_metrics(self.path)
         columns = 3
         figure, axes = plt.subplots(math.ceil(len(panels) / columns), columns, figsize=(12, 3 * math.ceil(len(panels) / columns)),
                                     squeeze=False, layout="constrained")

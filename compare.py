@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import UserError, parse, script, setting
+from common import UserError, parse, read_metrics, script, setting
 
 ROOT = Path(__file__).parent
 
@@ -36,11 +36,6 @@ class Config:
     out: str = setting("runs/compare", "where the runs and results.csv go")
 
 
-def metrics(run: Path) -> list[dict]:
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
 def run_method(out: Path, name: str, seed: int) -> dict:
     """Run one method unless it is there, and read what it reached."""
     run = out / f"{name}-{seed}"
@@ -52,7 +47,7 @@ def run_method(out: Path, name: str, seed: int) -> dict:
         if subprocess.run(command).returncode:
             raise UserError(f"{name}, seed {seed}: failed, see above", status=1)
         timing.write_text(json.dumps({"seconds": time.perf_counter() - started}))
-    rows = metrics(run)
+    rows = read_metrics(run)
     result = {"method": name, "seed": seed, "seconds": json.loads(timing.read_text())["seconds"]}
     if name == "rm":
         return result | {"pairs": float(rows[-1]["eval_accuracy"])}
@@ -81,8 +76,8 @@ def draw(out: Path, seeds: int) -> None:
             points = {}                                          # step -> a value of each seed
             for seed in range(seeds):
                 if column.startswith("eval"):                    # where all start
-                    points.setdefault(0, []).append(float(metrics(out / f"sft-{seed}")[-1][column]))
-                for row in metrics(out / f"{name}-{seed}"):
+                    points.setdefault(0, []).append(float(read_metrics(out / f"sft-{seed}")[-1][column]))
+                for row in read_metrics(out / f"{name}-{seed}"):
                     if row[column]:
                         points.setdefault(int(row["step"]), []).append(float(row[column]))
             line, = axis.plot(list(points), [statistics.median(values) for values in points.values()], label=labels[name],

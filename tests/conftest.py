@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import train_sft
+from common import read_metrics
 from model import ModelConfig, Transformer
 from pretrained import save_pretrained
 from tokenizer import builtin_tokenizer
@@ -29,6 +30,17 @@ def nan(prompts, completions, **columns):
 def none(prompts, completions, **columns):
     return [None] * len(prompts)
 """
+
+
+MEASURED = {"seconds", "tokens_per_second", "peak_memory_mb"}                # columns in which equal runs differ
+
+
+def result(run) -> dict:
+    """What must be equal in equal runs: the files' names, metrics without what was measured, samples, the model's bytes."""
+    return {"names": sorted(p.name for p in run.iterdir()),
+            "metrics": [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run)],
+            "samples": (run / "samples.txt").read_text() if (run / "samples.txt").exists() else "",
+            "model": (run / "model" / "model.safetensors").read_bytes()}
 
 
 def write_tiny_task(path) -> None:

@@ -7,7 +7,6 @@ Each run is a fork of this process, which has imported everything and computed n
 into the training, the writing of checkpoints and the saving of the model, not into imports.
 """
 import argparse
-import csv
 import os
 import random
 import shutil
@@ -27,7 +26,7 @@ import train_grpo  # noqa: E402
 import train_ppo  # noqa: E402
 import train_rm  # noqa: E402
 import train_sft  # noqa: E402
-from conftest import write_tiny_task  # noqa: E402
+from conftest import result, write_tiny_task  # noqa: E402
 
 RL = ["--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--steps", "6", "--save-every", "1",
       "--eval-every", "2", "--kl-target", "0.5"]
@@ -65,15 +64,6 @@ def finish(child: int, what: str) -> None:
         raise SystemExit(f"{what}: ended with status {status}:\n{Path('log.txt').read_text()}")
 
 
-def contents(run: str) -> dict:
-    """What must be equal: the files that are there, metrics without timings, samples, the model's bytes."""
-    with open(Path(run) / "metrics.csv", newline="") as f:
-        metrics = [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "peak_memory_mb")} for row in csv.DictReader(f)]
-    return {"names": sorted(p.name for p in Path(run).iterdir()), "metrics": metrics,
-            "samples": (Path(run) / "samples.txt").read_text() if (Path(run) / "samples.txt").exists() else "",
-            "model": (Path(run) / "model" / "model.safetensors").read_bytes()}
-
-
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -86,7 +76,7 @@ def main(argv=None) -> int:
         for i, (name, (script, flags)) in enumerate(RUNS.items()):
             started = time.perf_counter()
             finish(start(script.main, [*flags, "--out", f"whole-{name}"]), name)
-            duration, expected = time.perf_counter() - started, contents(f"whole-{name}")
+            duration, expected = time.perf_counter() - started, result(Path(f"whole-{name}"))
             kills = arguments.kills // len(RUNS) + (i < arguments.kills % len(RUNS))
             while kills:
                 shutil.rmtree("cut", ignore_errors=True)
@@ -97,7 +87,7 @@ def main(argv=None) -> int:
                     kills -= os.waitpid(child, 0)[1] == signal.SIGKILL        # 0 if it had finished before
                 finish(start(script.main, ["--out", "cut", *(["--resume"] if Path("cut/config.json").exists() else flags)]), f"{name}, resumed")
                 n_runs += 1
-                differ = [part for part, value in contents("cut").items() if value != expected[part]]
+                differ = [part for part, value in result(Path("cut")).items() if value != expected[part]]
                 if differ:
                     failed += 1
                     print(f"{name}: {', '.join(differ)} differ from the run that was never stopped")
