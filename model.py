@@ -73,28 +73,33 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: turns the pair (x_i, x_{i + hs/2}) by position * frequency_i. RoFormer (arXiv:2104.09864).
 
-    x (B, T, n, hs); cos, sin (B or 1, T, 1, hs/2)."""
-    x1, x2 = x.chunk(2, -1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
+    x (B, T, n, hs); cos, sin (B or 1, T, 1, hs), where sin is -sin for the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class KVCache:
-    """Keys and values of all layers, allocated once: (B, S, nkv, hs) each. Row b may be filled to a length of its own."""
+    """Keys and values of all layers, allocated once: (B, nkv, S, hs) each. A column is a step, not a position: prompts fill the first P,
+    right-padded, and the i-th new token of every row goes to column P + i. `bias` hides the padding between a prompt and its answer."""
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_len: int, device, dtype):
-        shape = (config.n_layers, 2, batch_size, max_len, config.n_kv_heads, config.head_dim)
-        self.data = torch.zeros(shape, device=device, dtype=dtype)
-        self.rows = torch.arange(batch_size, device=device)[:, None]                              # (B, 1)
+    def __init__(self, config: ModelConfig, prompt_lengths: Tensor, max_len: int, dtype):
+        B, device = len(prompt_lengths), prompt_lengths.device
+        self.data = torch.empty(config.n_layers, 2, B, config.n_kv_heads, max_len, config.head_dim, device=device, dtype=dtype)
+        column, self.length = torch.arange(max_len, device=device), 0
+        padding = (column >= prompt_lengths[:, None]) & (column < prompt_lengths.max())
+        self.bias = torch.zeros(B, 1, 1, max_len, device=device).masked_fill(padding[:, None, None], -math.inf)
 
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, T, nkv, hs) at positions (B, T) of each row; return all of the first `length` (B, length, nkv, hs)."""
-        keys, values = self.data[layer, 0], self.data[layer, 1]
-        keys[self.rows, positions], values[self.rows, positions] = k.to(keys.dtype), v.to(keys.dtype)
-        return keys[:, :length], values[:, :length]
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, nkv, T, hs) in the next T columns; return all columns so far (B, nkv, length + T, hs)."""
+        end = self.length + k.shape[2]
+        keys, values = self.data[layer]
+        keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop the rows that are not in the index `rows`."""
-        self.data, self.rows = self.data[:, :, rows], self.rows[:len(rows)]
+        """Go on with the rows of this index only, in its order; a row may come more than once."""
+        kept = self.data[..., :self.length, :].index_select(2, rows)
+        self.data, self.bias = self.data.new_empty(*kept.shape[:4], *self.data.shape[4:]), self.bias[rows]
+        self.data[..., :self.length, :] = kept
 
 
 class Attention(nn.Module):
@@ -110,14 +115,18 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, append=None, seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)                      # (B, T, n, hs)
-        if append is not None:
-            k, v = append(k, v)                                                                    # (B, S, nkv, hs)
-        q, k, v = (y.transpose(1, 2) for y in (q, k, v))                                           # (B, n, T or S, hs)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=q.shape[1] != k.shape[1])
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))                                           # (B, n, T, hs)
+        keys, values = cache.append(layer, k, v) if cache is not None else (k, v)
+        if cache is None or cache.length == 0:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+        else:       # one new token: the query heads that share a key-value head are the rows of one product, so nothing is copied
+            q = q.reshape(B, k.shape[1], -1, self.head_dim)                                        # (B, nkv, nh / nkv, hs)
+            scores = q @ keys.mT / math.sqrt(self.head_dim) + cache.bias[..., :keys.shape[2]]      # (B, nkv, nh / nkv, S)
+            y = (scores.softmax(-1).to(values.dtype) @ values).view(B, -1, 1, self.head_dim)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -160,8 +169,8 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         positions = torch.arange(config.max_seq_len, dtype=torch.float32, device="cpu")
         angles = torch.outer(positions, rope_frequencies(config))                                     # (S, hs/2)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), -1), persistent=False)    # (S, hs), see rotate
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), -1), persistent=False)
         std = (2 / (5 * config.dim)) ** 0.5                         # "small init", Nguyen & Salazar 2019 (arXiv:1910.05895)
         for name, p in self.named_parameters():
             if name.endswith(".bias"):
@@ -170,29 +179,26 @@ class Transformer(nn.Module):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=std / (2 * config.n_layers) ** 0.5 if residual else std)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None, length: int = 0) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> final hidden states (B, T, C).
 
-        With a cache, the tokens go to `positions` (B, T) of their rows, and each attends to all up to its own position;
-        length: one more than the largest position.
+        With a cache: first the prompts, right-padded; then one token a row and call, at `positions` (B, 1), attending to all before.
         """
         x = self.embed_tokens(tokens)
-        seen, append = None, None
-        if cache is None:
+        if positions is None:
             if tokens.shape[1] > self.config.max_seq_len:
                 raise ValueError(f"{tokens.shape[1]} tokens exceed the model's context of {self.config.max_seq_len}")
             cos, sin = self.cos[None, :tokens.shape[1], None], self.sin[None, :tokens.shape[1], None]
         else:
-            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]                # (B, T, 1, hs/2)
-            seen = (torch.arange(length, device=tokens.device) <= positions[..., None])[:, None]       # (B, 1, T, S)
+            cos, sin = self.cos[positions][:, :, None], self.sin[positions][:, :, None]                # (B, 1, 1, hs)
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         for i, layer in enumerate(self.layers):
-            if cache is not None:
-                append = lambda k, v: cache.write(i, k, v, positions, length)
             if self.grad_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, append, seen, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, cos, sin, append, seen)
+                x = layer(x, cos, sin, cache, i)
+        if cache is not None:
+            cache.length += tokens.shape[1]
         return self.norm(x)
 
     def forward(self, tokens: Tensor) -> Tensor:

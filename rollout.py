@@ -56,13 +56,13 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
     The noise of a token is one number, so a row's sample does not depend on which other rows are in the batch.
     temperature 0 is the argmax, with its log-prob at temperature 1."""
-    logp = torch.log_softmax(logits.float() / (temperature or 1.0), -1)
+    probs = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
-        tokens = logp.argmax(-1)
+        tokens = probs.argmax(-1)
     else:
-        cdf = logp.exp().cumsum(-1)                       # its last entry is 1 up to rounding, hence the product below
+        cdf = probs.cumsum(-1)                            # its last entry is 1 up to rounding, hence the product below
         tokens = torch.searchsorted(cdf, uniform[:, None] * cdf[:, -1:], right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
-    return tokens, logp.gather(-1, tokens[:, None]).squeeze(1)
+    return tokens, probs.gather(-1, tokens[:, None]).squeeze(1).log()
 
 
 @torch.no_grad()
@@ -97,9 +97,12 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, tempe
     finished = torch.zeros(B, dtype=torch.bool, device=device)
 
     cache_dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
-    cache = KVCache(model.config, B, P + max_new_tokens, device, cache_dtype)
     rows = torch.arange(B, device=device)                                     # the rows that are still in the batch
-    h = model.hidden(tokens[:, :P], cache, rows.new_tensor(range(P)).expand(B, P), P)[rows, prompt_lengths - 1]   # (B, C)
+    # the prompts' pass, in which a group's prompt is computed once: rows of [length, tokens], each row once, and where each went
+    unique, copy_of = torch.cat((prompt_lengths[:, None], tokens[:, :P]), 1).unique(dim=0, return_inverse=True)
+    cache = KVCache(model.config, unique[:, 0], P + max_new_tokens, cache_dtype)
+    h = model.hidden(unique[:, 1:], cache)[copy_of, prompt_lengths - 1]                              # (B, C)
+    cache.keep(copy_of)
     for i in range(max_new_tokens):
         next_tokens, next_logp = sample(model.lm_head(h), temperature, noise[rows, i])
         positions = prompt_lengths[rows] + i
@@ -114,7 +117,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, tempe
             kept = running.nonzero().squeeze(1)
             rows, next_tokens, positions = rows[kept], next_tokens[kept], positions[kept]
             cache.keep(kept)
-        h = model.hidden(next_tokens[:, None], cache, positions[:, None], P + i + 1)[:, 0]
+        h = model.hidden(next_tokens[:, None], cache, positions[:, None])[:, 0]
 
     T = int((prompt_lengths + response_lengths).max())
     column = torch.arange(T, device=device)

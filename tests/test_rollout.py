@@ -56,6 +56,17 @@ def test_a_batch_samples_what_its_rows_do_one_by_one(model, sampled):
         assert one.finished[0] == sampled.finished[b]
 
 
+def test_a_prompt_that_repeats_goes_through_the_model_once(model, monkeypatch):
+    """And every row still samples what it would alone. The id 0 that pads is no part of a prompt: [5] isn't [5, 0]."""
+    prompts, shapes, hidden = [[5, 0], [1, 2, 3], [5], [5, 0], [1, 2, 3], [5, 0]], [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or hidden(tokens, *rest))
+    together = generate(model, prompts, 6, None, generator=torch.Generator().manual_seed(1)).responses()
+    assert shapes[0] == (3, 3) and shapes[1:] == [(6, 1)] * 5
+    monkeypatch.undo()
+    noise = torch.Generator().manual_seed(1)
+    assert [generate(model, [prompt], 6, None, generator=noise).responses()[0] for prompt in prompts] == together
+
+
 def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
     r = generate(model, [[1, 2]] * 64, 3, None, generator=rng())
     assert len({response[0] for response in r.responses()}) > 3
