@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import signal
 import sys
+import traceback
 import typing
 import zlib
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,11 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from model import Transformer
 from pretrained import save_pretrained
+from rollout import rank, summed, world
 
 RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model")
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "resume", "overwrite"}                 # on --resume
@@ -128,15 +132,45 @@ def resumed(config, given: dict):
 
 
 def script(main) -> None:
-    """Run a script's main() from the shell: what a user can put right is one line and status 2, or 1 once training has begun."""
+    """Run a script's main() from the shell: what a user can put right is one line and status 2, or 1 once training has begun.
+
+    Under torchrun, a process whose peer has ended fails as well: the first one to fail says why, and it alone."""
+    store = None
+    if dist.is_torchelastic_launched():
+        store, this, n = next(dist.rendezvous("env://"))
+        dist.init_process_group(store=store, rank=this, world_size=n)                 # NCCL for tensors on a GPU, gloo for all others
+        signal.signal(signal.SIGTERM, lambda *_: None)      # torchrun sends it to the others when one has ended, before they could say so
+        if rank() > 0:
+            sys.stdout = open(os.devnull, "w")
+
+    def end(message, status):
+        if store is None or store.add("ended", 1) == 1:
+            print(message, file=sys.stderr, flush=True)
+        sys.exit(status)
+    name, go_on = Path(sys.argv[0]).name, "the same command goes on from the last checkpoint with --resume, if there is one"
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {'' if error.status == 130 else 'error: '}{error}", file=sys.stderr)
-        sys.exit(error.status)
+        end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
-        print("\nstopped at once: the same command goes on from the last checkpoint with --resume, if there is one", file=sys.stderr)
-        sys.exit(130)
+        end(f"\nstopped at once: {go_on}", 130)
+    except RuntimeError as error:
+        if not Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(dist.__file__).parent):
+            raise
+        end(f"\n{name}: error: lost another process of this run: {go_on} (torch.distributed: {first_line(error)})", 1)
+    if store is not None:
+        dist.destroy_process_group()
+
+
+def on_rank_0(function):
+    """Decorator for what writes files, costs, or is random: only the first process calls the function, all get its result."""
+    @functools.wraps(function)
+    def call(*arguments, **named):
+        result = [function(*arguments, **named) if rank() == 0 else None]
+        if world() > 1:
+            dist.broadcast_object_list(result)
+        return result[0]
+    return call
 
 
 # ------------------------------------------------------------------------------------------------------ device, randomness
@@ -145,8 +179,10 @@ def pick_device(config) -> torch.device:
     """The device of --device; switches autocast on for all that follows if --dtype is bfloat16.
 
     Parameters stay float32: bfloat16 keeps 8 bits, so an Adam update of less than 1/512 of its weight would vanish in rounding."""
-    name = config.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    name = config.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and world() == 1 else "cpu")
     try:
+        if name == "cuda" and world() > 1:
+            torch.cuda.set_device(name := f"cuda:{dist.get_node_local_rank()}")
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):                            # not the name of a device, or torch was built without it
@@ -185,12 +221,18 @@ def model_directory(path: str) -> Path:
     return path
 
 
+@on_rank_0
+def there(path: Path) -> bool:
+    """Whether a file exists: what one process sees, for all, because it may create the file while the others look."""
+    return path.exists()
+
+
 def trained(run: str, train, config) -> str:
     """`run`, trained first by the script's main `train` if it isn't there, or finished if it was cut off."""
-    if not (Path(run) / "model" / "config.json").is_file():
+    if not there(Path(run) / "model" / "config.json"):
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
-               *(["--resume"] if (Path(run) / "config.json").is_file() else [])])
+               *(["--resume"] if there(Path(run) / "config.json") else [])])
     return run
 
 
@@ -227,7 +269,7 @@ class Run:
 
     def __init__(self, config):
         self.config, self.path = config, run_path(config)
-        self.held = [name for name in RUN_FILES if (self.path / name).exists()]
+        self.held = [name for name in RUN_FILES if there(self.path / name)]
         self.interrupted, self.skipped, self.bad_steps = False, 0, 0
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -239,18 +281,14 @@ class Run:
 
     def start(self, parts: dict, **values):
         """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
-        step = 0
+        step, sizes = 0, {}
         for module in (m for part in parts.values() if isinstance(part, torch.nn.Module) for m in part.modules()):
             if isinstance(module, Transformer):
                 module.grad_checkpoint = self.config.grad_checkpoint
         with user_errors():
             if self.config.resume and self.held != ["config.json"]:                     # else it was killed before its first checkpoint
-                step, values = self._load(parts)
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.held if self.config.overwrite else ():
-                shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
-        settings = {name: value for name, value in asdict(self.config).items() if name not in ("resume", "overwrite")}
-        self._write("config.json", lambda f: f.write(json.dumps({"algorithm": self.config.algorithm, **settings}, indent=1).encode() + b"\n"))
+                step, values, sizes = self._load(parts)
+            self._prepare(sizes)
         if step == 0:
             self._checkpoint(0, parts, values)
         return step, values
@@ -269,6 +307,11 @@ class Run:
         if step >= self.config.steps and (self.path / "model" / "config.json").is_file():
             print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)
+        return step, values, sizes
+
+    @on_rank_0
+    def _prepare(self, sizes) -> None:
+        """All that `start` changes on the disk before the first checkpoint; sizes: of the files at the checkpoint that it resumes from."""
         for name, size in sizes.items():
             if (found := self._size(name)) < size:
                 raise UserError(f"{self.path / name}: has {found} bytes, expected the {size} that were there at the last checkpoint")
@@ -277,13 +320,18 @@ class Run:
                 os.truncate(self.path / name, size)
             else:
                 (self.path / name).unlink(missing_ok=True)
-        return step, values
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in self.held if self.config.overwrite else ():
+            shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
+        settings = {name: value for name, value in asdict(self.config).items() if name not in ("resume", "overwrite")}
+        self._write("config.json", lambda f: f.write(json.dumps({"algorithm": self.config.algorithm, **settings}, indent=1).encode() + b"\n"))
 
     def save(self, step: int, parts: dict, **values) -> None:
         """A checkpoint after this step, which counts from 0, if one is due; the end of the run if Ctrl-C was pressed."""
-        if self.due(step, self.config.save_every) or self.interrupted:
+        interrupted = summed(self.interrupted)                       # a process that stopped alone would leave the others waiting
+        if self.due(step, self.config.save_every) or interrupted:
             self._checkpoint(step + 1, parts, values)
-        if self.interrupted:
+        if interrupted:
             self.bar.close()
             raise UserError(f"interrupted after step {step + 1} and saved: python train_{self.config.algorithm}.py --out {self.path} "
                             "--resume goes on", status=130)
@@ -291,6 +339,7 @@ class Run:
     def _size(self, name: str) -> int:
         return (self.path / name).stat().st_size if (self.path / name).exists() else 0
 
+    @on_rank_0
     def _checkpoint(self, step, parts, values):
         sizes = {}
         for name in ("metrics.csv", "samples.txt"):
@@ -327,9 +376,11 @@ class Run:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            self.bar.write("interrupted: finishing this step; once more stops at once", file=sys.stderr)
+            if rank() == 0:
+                self.bar.write("interrupted: finishing this step; once more stops at once", file=sys.stderr)
         handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps, desc=self.path.name, dynamic_ncols=True)
+        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps, desc=self.path.name, dynamic_ncols=True,
+                        disable=rank() > 0)
         try:
             yield from self.bar
         finally:
@@ -342,15 +393,19 @@ class Run:
 
     def update(self, optimizer, model) -> float:
         """Clip the gradient to norm 1, step, clear. -> the norm before. Where it isn't finite, there is no step: the weights stay."""
+        for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
+            p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         if math.isfinite(norm):
             optimizer.step()
         else:
             self.skipped += 1
-            self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)
+            if rank() == 0:
+                self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)
         optimizer.zero_grad()
         return norm
 
+    @on_rank_0
     def log(self, row: dict, shown: dict) -> None:
         """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
         row = {**row, "skipped_updates": self.skipped, "peak_memory_mb": peak_memory_mb()}
@@ -364,6 +419,7 @@ class Run:
         if self.bad_steps == BAD_STEPS:
             raise UserError(f"{self.path}: no finite gradient in {BAD_STEPS} steps in a row; the last checkpoint stands", status=1)
 
+    @on_rank_0
     def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
         """Append what an evaluation found, prompts and answers, to samples.txt. -> found"""
         title = f"=== step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
@@ -396,6 +452,7 @@ class Run:
             figure.savefig(self.path / "curves.png", dpi=110)
         plt.close(figure)
 
+    @on_rank_0
     def finish(self, model, tokenizer, panels: dict[str, list[str]]) -> None:
         """The end of a run: curves.png, and model/, which is there only when it is whole."""
         self.plot(panels)

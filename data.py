@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import UserError, numpy_rng
+from common import UserError, numpy_rng, on_rank_0
 
 REASON_SHARE = 0.4                     # of the demonstrations think first; greedily, the model then answers straight away
 
@@ -293,6 +293,7 @@ def _raises(function, argument) -> bool:
     return False
 
 
+@on_rank_0
 def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool], tokenizer) -> list[float]:
     """The reward function's score of each answer. It sees text (for message prompts, messages) without special tokens.
 

@@ -25,7 +25,7 @@ from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
 from pretrained import load_pretrained
-from rollout import in_micro_batches, micro_batches, token_log_probs
+from rollout import in_micro_batches, micro_batches, summed, token_log_probs
 from train_rm import load_pairs, pad_pairs
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
@@ -123,7 +123,7 @@ def main(argv=None) -> None:
             totals["loss"] = totals.get("loss", 0.0) + loss.item()
             for name, value in stats.items():
                 totals[name] = totals.get(name, 0.0) + value.item() * len(rows) / P
-        grad_norm = run.update(optimizer, policy)
+        grad_norm, totals = run.update(optimizer, policy), summed(totals)
         seconds = time.perf_counter() - started
 
         # 3. What people see. Chosen log-probs may well fall: the loss asks for a difference, not for likely answers

@@ -26,7 +26,7 @@ from data import load_prompts, load_reward, reward_answers
 from evaluate import evaluate
 from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k3, masked_mean
 from pretrained import load_pretrained
-from rollout import autocast_copy, generate, in_micro_batches, micro_batches, token_kl, token_log_probs
+from rollout import autocast_copy, generate, in_micro_batches, micro_batches, summed, token_kl, token_log_probs
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}        # (low, high), each paper's
 
@@ -141,6 +141,7 @@ def main(argv=None) -> None:
                     for name, value in {**micro_stats, "entropy": masked_mean(entropies, m)}.items():
                         stats[name] = stats.get(name, 0.0) + (value * share).item()
                 grad_norms.append(run.update(optimizer, policy))
+        stats = summed(stats)
 
         # 6. The reference and β move if they were told to
         answer_kl = kl_k1(policy_logp, ref_logp).sum(1).mean().item()                                   # nats an answer

@@ -25,7 +25,7 @@ from evaluate import evaluate
 from losses import adaptive_kl_coef, count_for, kl_k1, kl_k3, masked_mean, ppo_policy_loss, value_loss
 from model import ScalarModel
 from pretrained import load_pretrained, load_scalar_model
-from rollout import autocast_copy, generate, in_micro_batches, micro_batches, sequence_scores, token_kl, token_log_probs, token_values
+from rollout import autocast_copy, generate, in_micro_batches, micro_batches, sequence_scores, summed, token_kl, token_log_probs, token_values
 
 
 @dataclass(kw_only=True)
@@ -138,6 +138,7 @@ def main(argv=None) -> None:
                 run.update(critic_optimizer, critic)
                 if step >= config.critic_warmup:
                     grad_norms.append(run.update(optimizer, policy))
+        stats = summed(stats)
 
         # 6. The reference and β move if they were told to
         answer_kl = kl_k1(old_logp, ref_logp).sum(1).mean().item()                                       # nats an answer

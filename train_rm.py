@@ -18,7 +18,7 @@ from evaluate import answer
 from losses import reward_model_loss
 from model import ScalarModel
 from pretrained import load_pretrained
-from rollout import micro_batches, sequence_scores
+from rollout import micro_batches, sequence_scores, summed
 
 
 @dataclass(kw_only=True)
@@ -105,7 +105,7 @@ def main(argv=None) -> None:
             totals["loss"] += loss.item()
             for name, value in stats.items():
                 totals[name] += value.item() * len(rows) / mask.shape[1]
-        grad_norm = run.update(optimizer, reward_model)
+        grad_norm, totals = run.update(optimizer, reward_model), summed(totals)
         seconds = time.perf_counter() - started
 
         # 3. What people see: the share of held-out pairs that are ranked right
@@ -114,8 +114,8 @@ def main(argv=None) -> None:
         if run.due(step, config.eval_every):
             tokens, mask = pad_pairs(held_out, device)
             with torch.no_grad():
-                right = sum((score(tokens[:, rows, :T], mask[:, rows, :T]).diff(dim=0) < 0).sum().item()
-                            for rows, T in micro_batches(mask.any(0), config.micro_batch_tokens // 2))
+                right = summed(sum((score(tokens[:, rows, :T], mask[:, rows, :T]).diff(dim=0) < 0).sum().item()
+                                   for rows, T in micro_batches(mask.any(0), config.micro_batch_tokens // 2)))
             row["eval_accuracy"] = right / len(held_out)
             some = [(tokens[:, i:i + 1], mask[:, i:i + 1], held_out[i]) for i in range(min(6, len(held_out)))]
             with torch.no_grad():

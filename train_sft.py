@@ -19,7 +19,7 @@ from evaluate import evaluate
 from losses import sft_loss
 from model import ModelConfig, Transformer
 from pretrained import load_pretrained
-from rollout import in_micro_batches, micro_batches, token_log_probs
+from rollout import in_micro_batches, micro_batches, summed, token_log_probs
 from tokenizer import builtin_tokenizer
 
 MAX_NEW_TOKENS = 32                     # of an answer, in evaluations
@@ -80,7 +80,7 @@ def main(argv=None) -> None:
             micro_loss, _ = sft_loss(logp, mask[rows, :T], denominator=mask.sum())
             micro_loss.backward()
             loss += micro_loss.item()
-        grad_norm = run.update(optimizer, policy)
+        grad_norm, loss = run.update(optimizer, policy), summed(loss)
         seconds = time.perf_counter() - started
 
         # 3. What people see

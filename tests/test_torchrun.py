@@ -1,0 +1,125 @@
+"""torchrun: two processes give the numbers of one and stop together; when one dies the other says so, and the run can be resumed."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MEASURED
+
+import train_dpo
+import train_grpo
+import train_ppo
+import train_rm
+import train_sft
+from common import Run, RunConfig, UserError, read_metrics, script, trained
+from pretrained import load_pretrained, load_scalar_model
+from rollout import rank, world
+
+COMMON = ["--steps", "3", "--eval-every", "2", "--micro-batch-tokens", "40"]
+RL = [*COMMON, "--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--kl-target", "0.5"]
+PAIRS = [*COMMON, "--model", "sft", "--data", "pairs.jsonl", "--batch-size", "5"]
+SFT = [*COMMON, "--model", "random", "--data", "sft.jsonl"]
+RUNS = {"sft": (train_sft, [*SFT, "--batch-size", "5"]),
+        "sft_idle": (train_sft, [*SFT, "--batch-size", "1", "--eval-problems", "1"]),                     # no row for the second process
+        "rm": (train_rm, PAIRS), "dpo": (train_dpo, PAIRS), "kto": (train_dpo, [*PAIRS, "--loss", "kto"]),
+        "ppo": (train_ppo, [*RL, "--prompts-per-step", "7", "--critic-warmup", "1"]),
+        "grpo": (train_grpo, [*RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1", "--epochs", "2"]),
+        "grpo_idle": (train_grpo, [*RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo", "--advantage", "remax", "--eval-problems", "1"])}
+
+
+def train(name, out, *more):
+    RUNS[name][0].main([*RUNS[name][1], "--out", str(out / name), *more])
+
+
+def in_step(n, action):
+    """Do `action` in the second process when the n-th step of GRPO begins."""
+    generate, steps = train_grpo.generate, []
+
+    def counted(*arguments, **named):
+        steps.append(rank())
+        if steps == [1] * n:
+            action()
+        return generate(*arguments, **named)
+    train_grpo.generate = counted
+
+
+# ------------------------------------------------------------------------------------------------------ what torchrun starts
+
+def all_runs(out):
+    """RUNS; one that a signal to the second process ends, resumed; one that another run needs; one with a wrong reward function."""
+    assert world() == 2
+
+    def never(prompts, completions, **columns):
+        raise AssertionError("rewards may cost, or be random: they are the first process's")
+    for module in (train_grpo, train_ppo) if rank() == 1 else ():
+        module.load_reward = lambda *arguments: never
+    for name in RUNS:
+        train(name, out)
+    in_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(UserError, match="interrupted after step 2 and saved"):
+        train("grpo", out / "stopped")
+    train_grpo.main(["--out", str(out / "stopped" / "grpo"), "--resume"])
+    load_pretrained(Path(trained(str(out / "trained" / "sft"), lambda argv: train_sft.main([*RUNS["sft"][1], *argv]), RunConfig())) / "model")
+    train("grpo", out / "wrong", "--reward", "reward.py:too_few")
+
+
+def kill_one(out):
+    in_step(3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train("grpo", out, "--save-every", "1")
+
+
+if __name__ == "__main__":
+    Run.plot = lambda *arguments: None
+    script(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))
+
+
+# ------------------------------------------------------------------------------------------------------ what must come out
+
+@pytest.fixture(autouse=True)
+def inside(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(Run, "plot", lambda *arguments: None)
+
+
+def torchrun(function, out):
+    """-> the lines with an error in what two processes print"""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__, function.__name__, str(out)],
+                          capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)})
+    assert done.returncode == 1
+    return [line for line in done.stderr.splitlines() if "test_torchrun.py: error: " in line]
+
+
+def assert_same(one, two):
+    """Metrics without what was measured, and weights, to rounding."""
+    assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
+    for row, other in zip(read_metrics(one), read_metrics(two), strict=True):
+        a, b = ({k: float(v) for k, v in r.items() if v and k not in MEASURED} for r in (row, other))
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+    load = load_scalar_model if one.name == "rm" else load_pretrained
+    weights, others = (load(run / "model")[0].state_dict() for run in (one, two))
+    torch.testing.assert_close(weights, others, rtol=0, atol=1e-5)
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    errors = torchrun(all_runs, two)
+    assert len(errors) == 1 and "the reward function too_few gave 1 values for 6 answers" in errors[0]
+    for name in RUNS:
+        train(name, one)
+        assert_same(one / name, two / name)
+    assert_same(one / "grpo", two / "stopped" / "grpo")
+    assert_same(one / "sft", two / "trained" / "sft")
+
+
+def test_when_one_dies_the_other_says_so_and_one_process_goes_on(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    errors = torchrun(kill_one, two)
+    assert len(errors) == 1 and "lost another process of this run: the same command goes on from the last checkpoint with --resume" in errors[0]
+    assert torch.load(two / "grpo" / "checkpoint.pt", weights_only=True)["step"] == 2
+    train_grpo.main(["--out", str(two / "grpo"), "--resume"])
+    train("grpo", one)
+    assert_same(one / "grpo", two / "grpo")
