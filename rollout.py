@@ -153,7 +153,9 @@ def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.
     states, actions = states_before_actions(model, tokens, mask), tokens[mask]
 
     def score(states, actions):
-        logits = model.lm_head(states).float() / temperature                    # (chunk, V)
+        logits = model.lm_head(states).float()                                  # (chunk, V)
+        if temperature != 1:                    # one more pass over all logits, 8 % of a bfloat16 step of SmolLM2-135M on a CPU
+            logits = logits / temperature
         return gather_log_probs(logits, actions), entropy(logits.detach()) if with_entropy else None
 
     size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)

@@ -58,7 +58,7 @@ MUTATIONS = [
              "tokenizer.py", "for special in {True, token[\"special\"]}:", "for special in (True, False):", "test_data.py"),
     # -------------------------------------------------------------------------------- log-probs
     Mutation("10", "Temperature in sampling only", "what is scored is not what was sampled: a hidden off-policy bias", "huggingface/trl#3029, #4159", "rollout.py",
-             "logits = model.lm_head(states).float() / temperature  ", "logits = model.lm_head(states).float()  ", "test_rollout.py"),
+             "logits = logits / temperature", "pass", "test_rollout.py"),
     Mutation("11", "Log-probs computed in the model's low precision", "the ratio is not 1 on the first update", "jingyaogong/minimind#814", "losses.py",
              "return x if x.dtype == torch.float64 else x.float()", "return x", "test_losses.py"),
     # -------------------------------------------------------------------------------- KL
