@@ -55,7 +55,7 @@ class Config(RunConfig):
     epochs: int = setting(1, "passes over each step's answers", low=1)
     minibatches: int = setting(2, "updates a pass; with 1 and one epoch, the ratio is always 1", low=1)
     kl_coef: float = setting(0.01, "β, weight of the KL penalty", low=0.0)
-    kl_in: str | None = setting(None, "what the KL penalty is part of; loss if not given, reward for reinforce_pp", choices=("loss", "reward"))
+    kl_in: str | None = setting(None, "what holds the KL; loss, and reward for reinforce_pp, if not given", choices=("loss", "reward"))
     kl_estimator: str = setting("k3", "of the KL in the loss; in the reward it is k1", choices=tuple(KL))
     kl_target: float = setting(0.0, "nats an answer that an adaptive β steers to; 0: β is fixed", low=0.0)
     kl_horizon: float = setting(10000.0, "answers over which an adaptive β moves", low=1.0)

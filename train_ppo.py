@@ -33,7 +33,7 @@ class Config(RunConfig):
     algorithm: ClassVar[str] = "ppo"
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION, instead of a reward model")
     reward_model: str = setting("", "a reward model, run or model directory; runs/rm if neither this nor --reward is given")
-    critic: str = setting("", "what the critic starts as: a reward model's directory, or policy; the reward model, else policy, if not given")
+    critic: str = setting("", "what the critic starts as: a reward model's directory, or policy; the reward model, if any, if not given")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "prompts a step, one answer each", low=1)
     max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)

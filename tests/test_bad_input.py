@@ -129,6 +129,8 @@ CASES = [
     (DPO, ["--beta", "0"], "--beta: 0 is out of range"), (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
     (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"), (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
     (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"), (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
+    (compare, ["colour"], "unknown experiment colour, expected overoptimization, "), (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
+    (compare, ["--figures"], "runs/compare/results.csv: not found"), (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
     # flags that don't go together
     (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
     (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
