@@ -158,11 +158,11 @@ def run_all(out: Path, commands: list[str], seeds: int, jobs: int) -> None:
             for n, future in enumerate(as_completed(names), 1):
                 seconds, left = future.result(), (time.perf_counter() - begun) / n * (len(todo) - n)
                 print(f"{n}/{len(todo)}  {names[future]}: {seconds:.0f} s; about {left / 60:.0f} min left", flush=True)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in running:
                 process.terminate()
-            raise
+            raise UserError("interrupted: the same command runs what is left", status=130) if isinstance(error, KeyboardInterrupt) else error
 
 
 # ------------------------------------------------------------------------------------------------------ numbers

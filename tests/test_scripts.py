@@ -274,6 +274,7 @@ def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkey
         prompts += [e["prompt"] for (_, examples, *_), _ in some for e in examples[::4]] if i < 4 else []   # 4 steps: less than an epoch
     assert first == len(batches) == len(generated) and len(set(column(tmp_path / "run", "samples"))) > 1
     assert len(set(prompts)) == len(prompts) > 32                             # always others
+    assert len({arguments[-1].initial_seed() for arguments, _ in generated}) == len(generated)
 
 
 def test_the_critic_starts_as_told(place, tmp_path):
