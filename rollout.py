@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -31,6 +32,13 @@ class Rollout:
     def responses(self) -> list[list[int]]:
         """The sampled ids of each row, its stop token included."""
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
+
+
+def concatenate(rollouts: list[Rollout]) -> Rollout:
+    """The rows of several rollouts, as one, padded to the longest."""
+    T = max(rollout.tokens.shape[1] for rollout in rollouts)
+    columns = zip(*(vars(rollout).values() for rollout in rollouts))
+    return Rollout(*(torch.cat([F.pad(x, (0, T - x.shape[1])) if x.dim() == 2 else x for x in column]) for column in columns))
 
 
 def autocast_copy(model: nn.Module) -> nn.Module:

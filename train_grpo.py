@@ -8,9 +8,10 @@ train_grpo.py` shows it. Other ideas are one flag away:
 
     --advantage  grpo | dr_grpo (no std, and a constant instead of each answer's length) | rloo | reinforce_pp | remax
     --loss       grpo | dapo (token mean, higher upper clip, groups without signal left out) | gspo | cispo
+    --kl-in      loss (k3, or --kl-estimator k1 | k2) | reward (k1, subtracted before answers are compared)
 
-Left out of the papers: the process reward and the iterated reward model of DeepSeekMath, DAPO's resampling of prompts without
-signal (they are only skipped) and its length penalty, GSPO's variant for token advantages.
+DAPO also replaces groups without signal: --dynamic-sampling. Left out of the papers: the process reward and the iterated reward
+model of DeepSeekMath, DAPO's length penalty, GSPO's variant for token advantages.
 """
 import copy
 import time
@@ -24,11 +25,14 @@ from advantages import grpo_advantages, reinforce_pp_advantages, remax_advantage
 from common import Run, RunConfig, UserError, model_directory, parse, pick_device, script, setting, torch_rng, trained, user_errors
 from data import load_prompts, load_reward, reward_answers
 from evaluate import evaluate
-from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k3, masked_mean
+from losses import adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k2, kl_k3, masked_mean
 from pretrained import load_pretrained
-from rollout import autocast_copy, generate, in_micro_batches, micro_batches, summed, token_kl, token_log_probs
+from rollout import autocast_copy, concatenate, generate, in_micro_batches, micro_batches, summed, token_kl, token_log_probs
 
 CLIP = {"grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo": (3e-4, 4e-4), "cispo": (1.0, 0.28)}        # (low, high), each paper's
+AGGREGATE = {"grpo": "seq-mean", "dapo": "token-mean", "gspo": "seq-mean", "cispo": "token-mean"}
+KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+ROUNDS = 3                             # of prompts that dynamic sampling tries a step, at most; each step passes over those it doesn't need
 
 
 @dataclass(kw_only=True)
@@ -42,12 +46,17 @@ class Config(RunConfig):
     temperature: float = setting(1.0, "of sampling, and of all log-probs", low=0.01)
     advantage: str = setting("grpo", "advantage estimator", choices=("grpo", "dr_grpo", "rloo", "reinforce_pp", "remax"))
     loss: str = setting("grpo", "policy loss", choices=("grpo", "dapo", "gspo", "cispo"))
+    aggregate: str | None = setting(None, "average of the loss; each loss has its paper's, dr_grpo has seq-sum",
+                                    choices=("token-mean", "seq-mean", "seq-sum"))
+    dynamic_sampling: bool = setting(False, f"up to {ROUNDS} batches of prompts a step, until prompts_per_step groups have a signal")
     clip_low: float | None = setting(None, "lower clip range; each loss has its paper's", low=0.0)
     clip_high: float | None = setting(None, "upper clip range; each loss has its paper's", low=0.0)
     lr: float = setting(2e-4, "learning rate", low=0.0)
     epochs: int = setting(1, "passes over each step's answers", low=1)
     minibatches: int = setting(2, "updates a pass; with 1 and one epoch, the ratio is always 1", low=1)
-    kl_coef: float = setting(0.01, "β, weight of the KL penalty in the loss (reinforce_pp: in the reward)", low=0.0)
+    kl_coef: float = setting(0.01, "β, weight of the KL penalty", low=0.0)
+    kl_in: str | None = setting(None, "what holds the KL; loss, and reward for reinforce_pp, if not given", choices=("loss", "reward"))
+    kl_estimator: str = setting("k3", "of the KL in the loss; in the reward it is k1", choices=tuple(KL))
     kl_target: float = setting(0.0, "nats an answer that an adaptive β steers to; 0: β is fixed", low=0.0)
     kl_horizon: float = setting(10000.0, "answers over which an adaptive β moves", low=1.0)
     ref_ema: float = setting(0.0, "the reference follows: ref = ema * ref + (1 - ema) * policy; 0: frozen", low=0.0, high=1.0)
@@ -64,6 +73,8 @@ def main(argv=None) -> None:
             raise UserError("--data needs --reward exact or FILE.py:FUNCTION")
         if config.ref_ema and config.ref_sync:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
+        if config.aggregate and config.loss == "gspo":
+            raise UserError("--aggregate is not for --loss gspo, which has one ratio an answer and averages over answers")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         reward = load_reward(config.reward or "verifier", config.data)
@@ -75,20 +86,27 @@ def main(argv=None) -> None:
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef, G = values["kl_coef"], config.group_size
     clip_low, clip_high = (CLIP[config.loss][i] if c is None else c for i, c in enumerate((config.clip_low, config.clip_high)))
-    mode = "seq-sum" if config.advantage == "dr_grpo" else "token-mean" if config.loss in ("dapo", "cispo") else "seq-mean"
-    kl_in_loss = 0.0 if config.advantage == "reinforce_pp" else 1.0
+    mode = config.aggregate or ("seq-sum" if config.advantage == "dr_grpo" and config.loss != "gspo" else AGGREGATE[config.loss])
+    kl_in_reward = config.kl_in == "reward" or config.kl_in is None and config.advantage == "reinforce_pp"
+    skips, rounds = config.loss == "dapo" or config.dynamic_sampling, ROUNDS if config.dynamic_sampling else 1
     if first_step == 0 and config.eval_every:
         run.sample(0, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
-        # 2. Rollout: G answers to each prompt, consecutive rows
-        examples = [e for e in batch(step) for _ in range(G)]
-        rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.stop_ids, config.temperature,
-                           torch_rng(config.seed, step, "sampling"))
+        # 2. Rollout: G answers to each prompt, consecutive rows. Dynamic sampling tries further prompts until enough groups have a signal
+        examples, rollouts, rewards = [], [], []
+        for i in range(step * rounds, (step + 1) * rounds):
+            new = [e for e in batch(i) for _ in range(G)]
+            rollout = generate(policy, [e["ids"] for e in new], config.max_new_tokens, tokenizer.stop_ids, config.temperature,
+                               torch_rng(config.seed, i, "sampling"))
+            rewards += reward_answers(reward, new, rollout.responses(), rollout.finished.tolist(), tokenizer)
+            examples, rollouts, groups = examples + new, rollouts + [rollout], torch.tensor(rewards, device=device).view(-1, G)
+            no_signal = (groups == groups[:, :1]).all(1)                                                # (B / G,)
+            if (~no_signal).sum() >= config.prompts_per_step:
+                break
+        rollout, rewards, n_samples = concatenate(rollouts), groups.flatten(), groups.numel()
         tokens, mask = rollout.tokens, rollout.mask                                                     # (B, T)
-        responses = rollout.responses()
-        rewards = torch.tensor(reward_answers(reward, examples, responses, rollout.finished.tolist(), tokenizer), device=device)
 
         # 3. Log-probs of the reference, and of the policy that sampled where it will have moved on before the last update.
         # The sampler's own log-probs don't serve as old ones: another code path, other rounding
@@ -100,22 +118,22 @@ def main(argv=None) -> None:
         few = slice(0, 32)                                            # of the exact KL, which takes both models' logits
         exact_kl = masked_mean(token_kl(policy, reference, tokens[few], mask[few], config.temperature), mask[few]).item()
 
-        # 4. Advantages: (B,), or (B, T) for REINFORCE++. No critic
+        # 4. Advantages: (B,), or (B, T) for REINFORCE++. No critic. A KL penalty in the reward is paid before answers are compared
+        earned = token_rewards(rewards, policy_logp, ref_logp, mask, kl_coef if kl_in_reward else 0.0)  # (B, T)
         if config.advantage in ("grpo", "dr_grpo"):
-            advantages = grpo_advantages(rewards, G, scale=config.advantage == "grpo")
+            advantages = grpo_advantages(earned.sum(1), G, scale=config.advantage == "grpo")
         elif config.advantage == "rloo":
-            advantages = rloo_advantages(rewards, G)
+            advantages = rloo_advantages(earned.sum(1), G)
         elif config.advantage == "remax":
             greedy = generate(policy, [e["ids"] for e in examples[::G]], config.max_new_tokens, tokenizer.stop_ids, temperature=0)
             greedy_rewards = reward_answers(reward, examples[::G], greedy.responses(), greedy.finished.tolist(), tokenizer)
-            advantages = remax_advantages(rewards, torch.tensor(greedy_rewards, device=device).repeat_interleave(G))
+            advantages = remax_advantages(earned.sum(1), torch.tensor(greedy_rewards, device=device).repeat_interleave(G))
+            n_samples += len(greedy_rewards)
         else:
-            advantages = reinforce_pp_advantages(token_rewards(rewards, policy_logp, ref_logp, mask, kl_coef), mask)
-        groups = rewards.view(-1, G)
-        no_signal = (groups == groups[:, :1]).all(1)                                                    # (B / G,)
+            advantages = reinforce_pp_advantages(earned, mask)
         used = torch.arange(len(rewards), device=device)
-        if config.loss == "dapo":                                     # groups without signal would only dilute the mean
-            used = used[~no_signal.repeat_interleave(G)]
+        if skips:                                                     # groups without signal would only dilute the mean
+            used = used.view(-1, G)[~no_signal][:config.prompts_per_step].flatten()
 
         # 5. Updates. Averages are the mini-batch's, whatever the micro-batches: hence the denominator
         stats, grad_norms, n_scored = {}, [], mask[used].sum() * config.epochs
@@ -129,13 +147,13 @@ def main(argv=None) -> None:
                     logp, entropies = token_log_probs(policy, tokens[micro, :T], m, config.temperature, with_entropy=True)
                     old, ref = logp.detach() if on_policy else old_logp[micro, :T], ref_logp[micro, :T]
                     if config.loss in ("grpo", "dapo"):
-                        loss, micro_stats = grpo_loss(logp, old, ref, A, m, clip_low, clip_high, kl_coef * kl_in_loss, mode, denominator)
+                        loss, micro_stats = grpo_loss(logp, old, None, A, m, clip_low, clip_high, 0.0, mode, denominator)
                     elif config.loss == "gspo":
                         loss, micro_stats = gspo_loss(logp, old, A, m, clip_low, clip_high, denominator)
                     else:
                         loss, micro_stats = cispo_loss(logp, old, A, m, clip_low, clip_high, mode, denominator)
-                    if config.loss in ("gspo", "cispo") and kl_coef * kl_in_loss:
-                        loss = loss + kl_coef * aggregate(kl_k3(logp, ref), m, mode, denominator)
+                    if not kl_in_reward:
+                        loss = loss + kl_coef * aggregate(KL[config.kl_estimator](logp, ref), m, mode, denominator)
                     loss.backward()
                     share = m.sum() / n_scored                         # of the step's tokens, so that stats are their mean
                     for name, value in {**micro_stats, "entropy": masked_mean(entropies, m)}.items():
@@ -154,14 +172,15 @@ def main(argv=None) -> None:
 
         # 7. What people see
         row = {"step": step + 1, "reward": rewards.mean().item(), "kl": masked_mean(kl_k3(policy_logp, ref_logp), mask).item(),
-               "kl_exact": exact_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""), "response_length": mask.sum(1).float().mean().item(),
-               "finished": rollout.finished.float().mean().item(), "no_signal": no_signal.float().mean().item(),
+               "kl_exact": exact_kl, "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""),
+               "response_length": mask.sum(1).float().mean().item(), "finished": rollout.finished.float().mean().item(),
+               "samples": n_samples, "no_signal": no_signal.float().mean().item(),
                "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
             row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
-        skipped = {"skipped": f"{int(no_signal.sum())} groups"} if config.loss == "dapo" else {}
+        skipped = {"skipped": f"{int(no_signal.sum())} groups"} if skips else {}
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}", **skipped})
         run.save(step, parts, kl_coef=kl_coef)

@@ -33,6 +33,7 @@ class Config(RunConfig):
     algorithm: ClassVar[str] = "ppo"
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION, instead of a reward model")
     reward_model: str = setting("", "a reward model, run or model directory; runs/rm if neither this nor --reward is given")
+    critic: str = setting("", "what the critic starts as: a reward model's directory, or policy; the reward model, if any, if not given")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "prompts a step, one answer each", low=1)
     max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)
@@ -70,11 +71,14 @@ def main(argv=None) -> None:
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
             reward_model = load_scalar_model(path, torch.float32, device)[0]
+        # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
+        if config.critic not in ("", "policy"):
+            critic = load_scalar_model(model_directory(config.critic), torch.float32, device)[0]
+        else:
+            critic = copy.deepcopy(reward_model) if reward_model and not config.critic else ScalarModel(policy)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
     moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
     reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
-    # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
-    critic = copy.deepcopy(reward_model) if reward_model else ScalarModel(policy)
     reward_model = reward_model and autocast_copy(reward_model).requires_grad_(False)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=config.critic_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
@@ -153,8 +157,8 @@ def main(argv=None) -> None:
         row = {"step": step + 1, "reward": scores.mean().item(), "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(), "kl_exact": exact_kl,
                "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""),
                "response_length": mask.sum(1).float().mean().item(), "finished": rollout.finished.float().mean().item(),
-               "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0), "value_error": stats["value_error"],
-               "value_clip_fraction": stats["value_clip_fraction"], "explained_variance": explained_variance,
+               "samples": len(scores), "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),
+               "value_error": stats["value_error"], "value_clip_fraction": stats["value_clip_fraction"], "explained_variance": explained_variance,
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every) and (reward or not config.data):

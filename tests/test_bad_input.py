@@ -129,9 +129,14 @@ CASES = [
     (DPO, ["--beta", "0"], "--beta: 0 is out of range"), (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
     (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"), (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
     (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"), (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
+    (compare, ["colour"], "unknown experiment colour, expected overoptimization, "), (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
+    (compare, ["--figures"], "runs/compare/results.csv: not found"), (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
     # flags that don't go together
     (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
     (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
+    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate is not for --loss gspo"),
+    (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"), (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
+    (GRPO, ["--aggregate", "mean"], "--aggregate: invalid choice: 'mean'"),
     (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
     (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
     *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"], "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
@@ -179,6 +184,7 @@ CASES = [
     (GRPO, ["--model", "{bad}/left_over"], "model.extra is not part of this model"), (GRPO, ["--model", "{bad}/tensor_missing"], "norm.weight is missing"),
     (GRPO, ["--model", "{bad}/no_tokenizer"], "tokenizer.json: not found"), (GRPO, ["--model", "{bad}/tokenizer_cut"], "tokenizer.json: not JSON"),
     (GRPO, ["--model", "{bad}/unfinished"], "unfinished: this run is not finished"),
+    (PPO, ["--critic", "{place}/sft"], "score.weight is missing"), (PPO, ["--critic", "value"], "value/config.json: not found"),
     (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
     # rewards

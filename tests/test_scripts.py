@@ -13,6 +13,7 @@ import train_sft
 from common import RunConfig, UserError, pick_device
 from model import Block, ScalarModel
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from rollout import token_log_probs
 
 
 def rows(run):
@@ -40,7 +41,7 @@ GRPO = ["--prompts-per-step", "8", "--group-size", "4", "--steps", "12"]
 @pytest.mark.parametrize("flags", [
     [], ["--advantage", "dr_grpo", "--minibatches", "2"], ["--advantage", "rloo", "--loss", "cispo"], ["--advantage", "reinforce_pp"],
     ["--advantage", "remax"], ["--loss", "dapo", "--epochs", "2"], ["--loss", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
-    ["--kl-target", "0.5", "--ref-sync", "4"]], ids=lambda f: "-".join(f).replace("--", "") or "default")
+    ["--kl-target", "0.5", "--ref-sync", "4"], ["--loss", "dapo", "--dynamic-sampling"]], ids=lambda f: "-".join(f).replace("--", "") or "default")
 def test_grpo_learns(place, flags):
     out = "grpo" + "".join(flags)
     train_grpo.main(rl(place, out, *GRPO, *flags))
@@ -209,6 +210,90 @@ def test_dr_grpo_divides_by_a_constant(place, tmp_path, monkeypatch):
         assert arguments[-2:] == ("seq-sum", 32 * 6)                          # answers * max_new_tokens, whatever their lengths
 
 
+DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torch.exp(-x)}               # of x = log π - log π_ref
+
+
+@pytest.mark.parametrize("flags", ["", "--kl-estimator k1", "--kl-estimator k2 --aggregate token-mean", "--kl-estimator k3 --aggregate seq-sum",
+                                   "--loss dapo", "--loss dapo --aggregate seq-mean", "--advantage dr_grpo", "--advantage dr_grpo --aggregate seq-mean",
+                                   "--kl-in reward", "--advantage rloo --kl-in reward", "--advantage remax --kl-in reward", "--loss gspo",
+                                   "--advantage reinforce_pp", "--advantage reinforce_pp --kl-in loss", "--loss cispo --kl-estimator k2"])
+def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, monkeypatch, flags):
+    """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss, weighed as --aggregate says."""
+    named = dict(zip(flags.split()[::2], flags.split()[1::2]))
+    advantage, loss, beta = named.get("--advantage", "grpo"), named.get("--loss", "grpo"), 0.5
+    calls = {name: watch(monkeypatch, train_grpo, name) for name in ("token_log_probs", "micro_batches", "token_rewards",
+             f"{advantage.removeprefix('dr_')}_advantages", f"{loss.replace('dapo', 'grpo')}_loss")}
+    *_, compared, losses = calls.values()
+    logps, score = [], train_grpo.token_log_probs
+
+    def kept(*arguments, **options):
+        result = score(*arguments, **options)
+        if options:
+            result[0].retain_grad()
+            logps.append(result[0])
+        return result
+    monkeypatch.setattr(train_grpo, "token_log_probs", kept)
+    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta), "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
+
+    (rewards, logp, ref_logp, mask, coef), _ = calls["token_rewards"][-1]
+    in_reward = named.get("--kl-in", "reward" if advantage == "reinforce_pp" else "loss") == "reward"
+    assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05                      # the policy has moved
+    if advantage != "reinforce_pp":
+        torch.testing.assert_close(compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
+
+    n = len(calls["micro_batches"][-1][1])                                    # of the last step
+    reference = load_pretrained(place / "sft" / "model")[0]
+    scored = [arguments for arguments, result in calls["token_log_probs"] if isinstance(result, tuple)][-n:]
+    masks = [m for _, _, m, _ in scored]
+    mode = named.get("--aggregate") or {"dapo": "token-mean", "cispo": "token-mean"}.get(loss, "seq-sum" if advantage == "dr_grpo" else "seq-mean")
+    total = {"token-mean": sum(m.sum() for m in masks), "seq-mean": sum(map(len, masks)), "seq-sum": sum(map(len, masks)) * 6}[mode]
+    for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:], strict=True):
+        A = arguments[3 if loss in ("grpo", "dapo") else 2]
+        x = logp.detach() - token_log_probs(reference, tokens, m).detach()
+        slope = -(A if A.dim() == 2 else A[:, None]) + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x))
+        torch.testing.assert_close(logp.grad, slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1), rtol=1e-3, atol=1e-6)
+
+
+def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkeypatch):
+    """Further prompts, three batches at most; as many groups as were asked for, each with a signal; metrics are of all that was sampled."""
+    (tmp_path / "reward.py").write_text("def some(prompts, completions, **columns):\n    "
+                                        "return [c.count('a') * (int(p[:-1]) % 2) for p, c in zip(prompts, completions)]\n")
+    batches, generated, updates = (watch(monkeypatch, train_grpo, name) for name in ("reward_answers", "generate", "count_for"))
+    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{tmp_path / 'reward.py'}:some", "--out",
+                     str(tmp_path / "run"), "--prompts-per-step", "4", "--group-size", "4", "--steps", "8", "--minibatches", "1", "--eval-every",
+                     "0", "--max-new-tokens", "6", "--lr", "1e-4", "--dynamic-sampling"])
+    first, prompts = 0, []
+    for i, (samples, no_signal, reward) in enumerate(zip(*(column(tmp_path / "run", name) for name in ("samples", "no_signal", "reward")))):
+        some = batches[first:first + int(samples) // 16]
+        first += len(some)
+        groups = torch.tensor([r for _, rewards in some for r in rewards]).view(-1, 4)
+        signal = (groups != groups[:, :1]).any(1)
+        assert no_signal == pytest.approx(1 - signal.float().mean().item(), abs=1e-5) and reward == pytest.approx(groups.mean().item(), abs=1e-5)
+        assert len(updates[i][0][0]) == 4 * min(4, signal.sum())              # rows of the update
+        assert len(some) == 3 or signal.sum() >= 4
+        prompts += [e["prompt"] for (_, examples, *_), _ in some for e in examples[::4]] if i < 4 else []   # 4 steps: less than an epoch
+    assert first == len(batches) == len(generated) and len(set(column(tmp_path / "run", "samples"))) > 1
+    assert len(set(prompts)) == len(prompts) > 32                             # always others
+    assert len({arguments[-1].initial_seed() for arguments, _ in generated}) == len(generated)
+
+
+def test_the_critic_starts_as_told(place, tmp_path):
+    policy, tokenizer = load_pretrained(place / "sft" / "model")
+    reward_model = ScalarModel(policy)
+    reward_model.score.weight.data.fill_(0.5)
+    save_pretrained(reward_model, tokenizer, tmp_path / "scores")
+    zeros = torch.zeros_like(reward_model.score.weight)
+    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels"], ["--reward-model", str(tmp_path / "scores")]
+    for i, (flags, start) in enumerate([(verifier, zeros), (scores, reward_model.score.weight), (scores + ["--critic", "policy"], zeros),
+                                        (verifier + ["--critic", str(tmp_path / "scores")], reward_model.score.weight)]):
+        run = tmp_path / f"run{i}"
+        train_ppo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(run), "--steps", "1", "--critic-lr", "0",
+                        "--prompts-per-step", "4", "--max-new-tokens", "4", "--eval-every", "0", *flags])
+        critic = torch.load(run / "checkpoint.pt", weights_only=True)["parts"]["critic"]
+        assert torch.equal(critic["score.weight"], start), flags
+        assert column(run, "samples") == [4]
+
+
 def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
     calls, scored = watch(monkeypatch, train_dpo, "ipo_loss"), watch(monkeypatch, train_dpo, "token_log_probs")
     train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(tmp_path / "run"), "--steps", "1",
@@ -244,9 +329,10 @@ def test_micro_batches_never_change_the_result(place):
         assert column(place / "sft_one", name) == pytest.approx(column(place / "sft_many", name), rel=1e-4)
 
 
-@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"])], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"]),
+                                           (train_grpo, [*GRPO, "--dynamic-sampling"])], ids=["grpo", "ppo", "dynamic"])
 def test_resume_gives_the_run_that_never_stopped(place, script, flags):
-    name = script.__name__
+    name = script.__name__ + "_".join(flags)
     whole, cut = name + "_whole", name + "_cut"
     script.main(rl(place, whole, *flags, "--steps", "6", "--kl-target", "0.5"))
     script.main(rl(place, cut, *flags, "--steps", "3", "--kl-target", "0.5"))
