@@ -48,7 +48,7 @@ MDP = [
     ("policy", "策略", "π(a ∣ s) = softmax(logits(s) / temperature)[a]", "rollout.py:token_log_probs:model.lm_head(states).float()",
      "test_rollout.py::test_log_probs_are_those_of_the_full_logits", "",
      "The language model itself; log-probs in float32, of actions only.", "语言模型本身；只对动作计算 float32 的对数概率。"),
-    ("temperature", "温度", "softmax(logits / temperature);  0: argmax (greedy)", "rollout.py:sample:logp = torch.log_softmax",
+    ("temperature", "温度", "softmax(logits / temperature);  0: argmax (greedy)", "rollout.py:sample:probs = torch.softmax",
      "test_rollout.py::test_sampled_log_probs_are_the_scored_ones & test_rollout.py::test_greedy_takes_the_most_likely_token", "",
      "The policy that is trained is the one that sampled: log-probs are taken at the sampling temperature.", "训练的就是采样时的策略：对数概率用同一温度计算。"),
     ("trajectory", "轨迹", "y = a_1 … a_T,   log π(y ∣ x) = Σ_t log π(a_t ∣ s_t)", "rollout.py:Rollout",
