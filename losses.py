@@ -81,7 +81,8 @@ def _mean(x: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------- KL(π‖ref)
 # Estimates from samples of π, one number a token; x = log π - log ref (Schulman 2020, joschu.net/blog/kl-approx.html).
-# As a value, k1 and k3 are unbiased. As a loss they differ: E[∇k1] = 0, E[∇k2] = ∇KL(π‖ref), E[∇k3] = ∇KL(ref‖π).
+# As a value, k1 and k3 are unbiased. As a loss they differ, in each state: E[∇k1] = 0, E[∇k2] = ∇KL(π‖ref), E[∇k3] = ∇KL(ref‖π).
+# A loss that sums them over an answer holds its states fixed: it leaves out that earlier tokens lead to later states. In the reward they count.
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k1 = x. Unbiased, noisy, often negative. Belongs in the reward; as a loss it does nothing. (B, T)"""
@@ -90,7 +91,7 @@ def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k2 = x² / 2. Biased as a value, but its gradient is that of KL(π‖ref). (B, T)"""
+    """k2 = x² / 2. Biased as a value, but in each state its gradient is that of KL(π‖ref). (B, T)"""
     return 0.5 * kl_k1(logp, ref_logp).square()
 
 
