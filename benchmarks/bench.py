@@ -5,7 +5,6 @@ measured memory bandwidth: no program can be faster without doing less.
 """
 import json
 import platform
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
-
-from common import parse, pick_device, setting  # noqa: E402, F401  (the benchmarks' own imports)
 
 
 def clock(device) -> float:
@@ -84,6 +81,3 @@ def report(name: str, rows: list[dict], device, out: str) -> None:
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if out:
         Path(out).write_text(json.dumps({"benchmark": name, "device": where, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-
-
-median = statistics.median

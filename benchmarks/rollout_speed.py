@@ -8,13 +8,14 @@ answers that end by themselves, as in training; one token id in 16 stops.
 """
 import tempfile
 from dataclasses import dataclass
+from statistics import median
 
-from bench import decode_limit, interleaved, limits, median, parse, pick_device, report, setting
+from bench import decode_limit, interleaved, limits, report
 
 import numpy as np
 import torch
 
-from common import script
+from common import parse, pick_device, script, setting
 from model import ModelConfig, Transformer
 from pretrained import load_pretrained, save_pretrained
 from rollout import generate

@@ -14,8 +14,9 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from bench import clock, forward_operations, limits, median, parse, pick_device, report, setting
+from bench import clock, forward_operations, limits, report
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ import torch
 import train_dpo
 import train_grpo
 import train_sft
-from common import model_directory, read_metrics, script, trained
+from common import model_directory, parse, pick_device, read_metrics, script, setting, trained
 from data import demonstration, encode_prompt, sum_problems, sum_reward
 from pretrained import load_pretrained
 

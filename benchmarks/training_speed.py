@@ -6,12 +6,13 @@
 All tokens of a row but the first quarter are answer tokens, which get logits.
 """
 from dataclasses import dataclass, replace
+from statistics import median
 
-from bench import clock, interleaved, limits, median, parse, pick_device, report, setting, training_limit
+from bench import clock, interleaved, limits, report, training_limit
 
 import torch
 
-from common import script
+from common import parse, pick_device, script, setting
 from model import ModelConfig, Transformer
 from pretrained import load_pretrained
 from rollout import token_log_probs
