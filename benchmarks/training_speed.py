@@ -63,15 +63,16 @@ def draw(table: list[dict], file: str) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(GROWTH), figsize=(16, 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(GROWTH), figsize=(16, 3.2), sharey=True, layout="constrained")
     for axis, name in zip(axes, GROWTH):
         mine = [row for row in table if row["varied"] == name]
         for column in ("step (s)", "limit (s)"):
             axis.loglog([row["value"] for row in mine], [row[column] for row in mine], marker="o", label=column)
         axis.set_xticks([row["value"] for row in mine], [str(row["value"]) for row in mine])
         axis.minorticks_off()
-        axis.set(xlabel=name, ylabel="seconds")
+        axis.set_xlabel(name)
         axis.grid(alpha=0.3)
+    axes[0].set_ylabel("seconds")
     axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
 
