@@ -248,10 +248,14 @@ def run_path(config) -> Path:
     return Path(config.out or f"runs/{config.algorithm}")
 
 
-def read_metrics(run: Path) -> list[dict]:
-    """The rows of a run's metrics.csv, as text."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as f:
+def read_csv(file: Path) -> list[dict]:
+    """A file's rows, as text."""
+    with open(file, newline="", encoding="utf-8") as f:
         return list(csv.DictReader(f))
+
+
+def read_metrics(run: Path) -> list[dict]:
+    return read_csv(run / "metrics.csv")
 
 
 def sync(path: Path) -> None:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import UserError, parse, read_metrics, script, setting
+from common import UserError, parse, read_csv, read_metrics, script, setting
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
@@ -204,11 +204,6 @@ def write_csv(file: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(f, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def read_csv(file: Path) -> list[dict]:
-    with open(file, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
 
 
 def grouped(rows: list[dict], key) -> dict:

@@ -152,7 +152,7 @@ def main(argv=None) -> None:
                         loss, micro_stats = gspo_loss(logp, old, A, m, clip_low, clip_high, denominator)
                     else:
                         loss, micro_stats = cispo_loss(logp, old, A, m, clip_low, clip_high, mode, denominator)
-                    if not kl_in_reward:
+                    if kl_coef and not kl_in_reward:
                         loss = loss + kl_coef * aggregate(KL[config.kl_estimator](logp, ref), m, mode, denominator)
                     loss.backward()
                     share = m.sum() / n_scored                         # of the step's tokens, so that stats are their mean

@@ -23,6 +23,7 @@ from rollout import in_micro_batches, micro_batches, summed, token_log_probs
 from tokenizer import builtin_tokenizer
 
 MAX_NEW_TOKENS = 32                     # of an answer, in evaluations
+SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128, rope_theta=100.0, qk_norm=True)      # 0.8 M parameters
 
 
 @dataclass(kw_only=True)
@@ -48,8 +49,7 @@ def main(argv=None) -> None:
             policy, tokenizer = load_pretrained(model_directory(config.model), torch.float32, device)
         else:
             tokenizer = builtin_tokenizer()
-            policy = Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256,
-                                             max_seq_len=128, rope_theta=100.0, qk_norm=True)).to(device)
+            policy = Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device)
         context = policy.config.max_seq_len
         if config.data:
             train, held_out = hold_out(read_demonstrations(config.data, tokenizer, context), config.eval_problems)

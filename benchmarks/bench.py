@@ -7,11 +7,26 @@ import json
 import platform
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
+
+from common import setting  # noqa: E402
+
+
+@dataclass(kw_only=True)
+class BenchConfig:
+    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
+    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
+    out: str = setting("", "a JSON file for the numbers")
+
+
+def product_dtype(device) -> torch.dtype:
+    """What matrix products are computed in, as pick_device set it."""
+    return torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
 
 
 def clock(device) -> float:

@@ -6,7 +6,7 @@ The profiler slows every operation a little: shares and calls count here, not se
 """
 from dataclasses import dataclass
 
-from bench import report
+from bench import BenchConfig, report
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -20,12 +20,9 @@ KINDS = {"matrix products": ("mm", "addmm"), "attention over the cache": ("bmm",
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(BenchConfig):
     rows: int = setting(256, "prompts at once", low=1)
     new_tokens: int = setting(32, "tokens of an answer", low=2)
-    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
-    out: str = setting("", "a JSON file for the numbers")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from statistics import median
 
-from bench import decode_limit, interleaved, limits, report
+from bench import BenchConfig, decode_limit, interleaved, limits, product_dtype, report
 
 import numpy as np
 import torch
@@ -20,26 +20,23 @@ from model import ModelConfig, Transformer
 from pretrained import load_pretrained, save_pretrained
 from rollout import generate
 from tokenizer import builtin_tokenizer
+from train_sft import SMALL
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(BenchConfig):
     model: str = setting("", "a Hugging Face directory; the built-in size with random weights if not given")
     rows: int = setting(256, "prompts at once", low=1)
     prompt_tokens: int = setting(10, "of the longest prompt", low=4)
     new_tokens: int = setting(32, "tokens of an answer, at most", low=2)
     repeats: int = setting(5, "timed turns; the median counts", low=1)
-    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
-    out: str = setting("", "a JSON file for the numbers")
 
 
 def builtin_size():
     """A model of the built-in task's size with random weights, and its tokenizer."""
     torch.manual_seed(0)
     tokenizer = builtin_tokenizer()
-    return Transformer(ModelConfig(tokenizer.vocab_size, dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256,
-                                   max_seq_len=128, rope_theta=100.0, qk_norm=True)), tokenizer
+    return Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)), tokenizer
 
 
 def as_transformers(model, tokenizer, dtype, device):
@@ -53,7 +50,7 @@ def as_transformers(model, tokenizer, dtype, device):
 def main() -> None:
     config = parse(Config, __doc__)
     device = pick_device(config)                                         # switches autocast on for bfloat16
-    dtype = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+    dtype = product_dtype(device)
     model, tokenizer = load_pretrained(config.model, torch.float32) if config.model else builtin_size()
     peer = as_transformers(model, tokenizer, dtype, device)
     model = model.to(device)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from bench import clock, forward_operations, limits, report
+from bench import BenchConfig, clock, forward_operations, limits, product_dtype, report
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ WARM_UP = 2
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(BenchConfig):
     model: str = setting("", "a Hugging Face or run directory; runs/sft if not given")
     prompts: int = setting(32, "prompts of a GRPO step, 8 answers each", low=1)
     pairs: int = setting(64, "pairs of a DPO step, demonstrations of an SFT step", low=1)
@@ -40,9 +40,6 @@ class Config:
     micro_batch_tokens: int = setting(8192, "of this project; TRL takes the batch at once", low=1)
     steps: int = setting(3, "timed steps a turn", low=1)
     turns: int = setting(3, "turns of each side", low=1)
-    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
-    out: str = setting("", "a JSON file for the numbers")
 
 
 def ours(main, path: Path, flags: list[str], config) -> list[float]:
@@ -88,7 +85,7 @@ def main() -> None:
     device = pick_device(config)
     start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
     model, tokenizer = load_pretrained(start, torch.float32, device)
-    rate, _ = limits(device, torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32)
+    rate, _ = limits(device, product_dtype(device))
     rng, steps = np.random.default_rng(0), config.steps + WARM_UP
     right = lambda p: demonstration(p["prompt"], rng.random() < 0.5)
     problems = sum_problems(steps * max(config.pairs, config.prompts), rng)

@@ -8,7 +8,7 @@ All tokens of a row but the first quarter are answer tokens, which get logits.
 from dataclasses import dataclass, replace
 from statistics import median
 
-from bench import clock, interleaved, limits, report, training_limit
+from bench import BenchConfig, clock, interleaved, limits, product_dtype, report, training_limit
 
 import torch
 
@@ -23,15 +23,12 @@ GROWTH = {"rows": (8, 16, 32, 64), "tokens a row": (64, 128, 256, 512), "vocab_s
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(BenchConfig):
     model: str = setting("", "a Hugging Face directory; a small random model if not given")
     rows: int = setting(16, "rows at once", low=1)
     tokens: int = setting(256, "tokens a row", low=4)
     growth: str = setting("", "draw how the cost grows into this file, instead")
     repeats: int = setting(5, "timed turns; the median counts", low=1)
-    device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
-    out: str = setting("", "a JSON file for the numbers")
 
 
 def measure(model, rows: int, length: int, rate: float, device, repeats: int) -> dict:
@@ -80,7 +77,7 @@ def draw(table: list[dict], file: str) -> None:
 def main() -> None:
     config = parse(Config, __doc__)
     device = pick_device(config)
-    rate, _ = limits(device, torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32)
+    rate, _ = limits(device, product_dtype(device))
     torch.manual_seed(0)
     if not config.growth:
         model = load_pretrained(config.model, torch.float32, device)[0] if config.model else Transformer(SMALL).to(device)

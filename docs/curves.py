@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from common import read_csv, read_metrics  # noqa: E402
+
 PICTURES, RUNS_PATH = ROOT / "docs" / "curves", ROOT / "runs" / "curves"
 COMMON = "--eval-problems 128 --save-every 0"
 PPO, PPO_RM = "train_ppo.py --reward verifier", "train_ppo.py --steps 20 --eval-every 5"
@@ -79,9 +83,8 @@ def export() -> None:
     """curves.csv: a row for each update of each run, four digits."""
     rows = []
     for name in RUNS:
-        with open(RUNS_PATH / name / "metrics.csv", newline="", encoding="utf-8") as f:
-            rows += [{"run": name, "step": row.pop("step"), **{c: v and f"{float(v):.4g}" for c, v in row.items() if c not in LEFT_OUT}}
-                     for row in csv.DictReader(f)]
+        rows += [{"run": name, "step": row.pop("step"), **{c: v and f"{float(v):.4g}" for c, v in row.items() if c not in LEFT_OUT}}
+                 for row in read_metrics(RUNS_PATH / name)]
     PICTURES.mkdir(exist_ok=True)
     with open(PICTURES / "curves.csv", "w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, dict.fromkeys(c for row in rows for c in row), lineterminator="\n")
@@ -93,8 +96,7 @@ def draw() -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    with open(PICTURES / "curves.csv", newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
+    rows = read_csv(PICTURES / "curves.csv")
     for file, (title, runs, panels) in FIGURES.items():
         figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.5), layout="constrained")
         for axis, (label, column, scale) in zip(axes, panels):
