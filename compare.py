@@ -2,13 +2,14 @@
 
     python compare.py                      the table: results.csv and .md, curves.csv, compare.png, methods.png
     python compare.py EXPERIMENT           EXPERIMENT.csv, .png, and .md: what was found, as sentences computed from the numbers
-    python compare.py --quick              one seed, a third of the steps: the table in a quarter of an hour on two cores
+    python compare.py --quick              one seed, a third to half of the steps: the table in a quarter of an hour on two cores
     python compare.py --figures --out DIR  draws and states again what DIR has csv files of; needs no runs
 
 EXPERIMENT: overoptimization, group_size, kl, clip, lambda, reference, aggregation, no_signal. A seed has its own SFT model and reward
 model. Runs go to OUT/runs, named by their settings, so the table and the experiments share them. What is finished is not run again;
 what was cut off is run anew, so that its time is a whole run's. Accuracy, length and KL are evaluate.py's: 8 samples to each of 512
-problems that nothing trains on. Two settings differ "beyond the seeds' spread" by a t-test at 5 %, each pair on its own.
+problems that nothing trains on. Two settings differ "beyond the seeds' spread" by a t-test at 5 % of their differences, seed by seed:
+runs of one seed start from one SFT model, and how good that is moves them all. Each pair of settings is tested on its own.
 """
 import csv
 import json
@@ -27,7 +28,7 @@ from common import UserError, parse, read_csv, read_metrics, script, setting
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
 PPO, PPO_RM = "train_ppo.py --reward verifier", "train_ppo.py --reward-model {rm} --eval-every 5"         # {rm}: the seed's
-QUICK = {DPO: 27, GRPO: 17, "train_ppo.py": 17}                                                           # steps
+QUICK = {DPO: 27, GRPO: 17, "train_ppo.py": 25}                 # steps; PPO needs 25 to show how far it falls on a reward model
 
 # name: full models in memory while it trains; script and flags. DPO's reference is gone by then, its log-probs were taken before
 METHODS = {
@@ -99,7 +100,7 @@ EXPERIMENTS = {
 @dataclass(kw_only=True)
 class Config:
     seeds: int | None = setting(None, "how many; 5 for the table, 2 for an experiment, 1 with --quick, if not given", low=1)
-    quick: bool = setting(False, "a third of the steps")
+    quick: bool = setting(False, "a third to half of the steps")
     out: str = setting("", "where everything goes; runs/compare, and runs/quick with --quick, if not given")
     jobs: int = setting(os.cpu_count() or 1, "runs at a time; each gets its share of the cores", low=1)
     figures: bool = setting(False, "run nothing: draw and state again what --out has csv files of")
@@ -148,12 +149,13 @@ def run_all(out: Path, commands: list[str], seeds: int, jobs: int) -> None:
     todo = [(c, seed) for c, seed in order if not Path(f"{run_path(out, c, seed)}.json").is_file()]
     print(f"{len(order)} runs, {len(order) - len(todo)} of them there already", flush=True)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    begun, futures, running = time.perf_counter(), {}, set()
+    begun, futures, running, cores = time.perf_counter(), {}, set(), os.cpu_count() or 1
     with ThreadPoolExecutor(jobs) as pool:
         try:
             for c, seed in todo:                                 # a run waits only for runs before it: the pool can't block itself
                 needed = [futures[n, seed] for n in (SFT, RM) if (n, seed) in futures and (n == SFT or "{rm}" in c)]
-                futures[c, seed] = pool.submit(run, out, c, seed, max(1, (os.cpu_count() or 1) // jobs), needed, running)
+                threads = cores if c == SFT and seeds == 1 else max(1, cores // jobs)                  # all else waits for that one
+                futures[c, seed] = pool.submit(run, out, c, seed, threads, needed, running)
             names = {future: run_path(out, *job).name for job, future in futures.items()}
             for n, future in enumerate(as_completed(names), 1):
                 seconds, left = future.result(), (time.perf_counter() - begun) / n * (len(todo) - n)
@@ -238,32 +240,39 @@ def shown(values: list[float], form: str = "") -> str:
 
 
 def apart(a: list[float], b: list[float]) -> bool:
-    """Do the means differ beyond the seeds' spread? Student's t at 5 %, with 2n - 2 degrees of freedom."""
-    t = {2: 4.30, 3: 2.78, 4: 2.45, 5: 2.31}.get(len(a), 2.23)
-    return abs(mean(a) - mean(b)) > t * ((std(a) ** 2 + std(b) ** 2) / len(a)) ** 0.5
+    """Do they differ beyond the seeds' spread? Student's t at 5 % of the n differences, seed by seed, with n - 1 degrees of freedom."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(a), 2.57)
+    return abs(mean(differences)) > t * std(differences) / len(a) ** 0.5
+
+
+def against(found: dict[str, list[float]], base: str) -> str:
+    """Which settings differ from `base` beyond the seeds' spread, and to which side. found: name -> a number for each seed"""
+    if len(found[base]) == 1:
+        return "One seed, so there is no spread to hold differences against."
+    differ = {which: mean(values) - mean(found[base]) for which, values in found.items() if apart(values, found[base])}
+    sides = {"higher": [which for which in differ if differ[which] > 0], "lower": [which for which in differ if differ[which] < 0]}
+    told = "; ".join(f"{side} with {', '.join(names)}" for side, names in sides.items() if names)
+    return f"Against {base}, " + (f"beyond the seeds' spread: {told}." if told else "no difference beyond the seeds' spread.")
 
 
 def stated(rows: list[dict], what: str, column: str, base: str) -> str:
-    """How a column ends with each setting, and which settings differ from `base` beyond the seeds' spread."""
+    """How a column ends with each setting, and against `base`."""
     found = ends(rows, column)
-    text = f"At the end, {what}: " + ", ".join(f"{shown(values)} ({which})" for which, values in found.items())
-    if len(found[base]) == 1:
-        return text + ". One seed, so there is no spread to hold differences against."
-    differ = {which: mean(values) - mean(found[base]) for which, values in found.items() if apart(values, found[base])}
-    sides = {"higher": [which for which in differ if differ[which] > 0], "lower": [which for which in differ if differ[which] < 0]}
-    found = "; ".join(f"{side} with {', '.join(names)}" for side, names in sides.items() if names)
-    return text + (f". Against {base}, beyond the seeds' spread: {found}." if found else ": no difference beyond the seeds' spread.")
+    return f"At the end, {what}: " + ", ".join(f"{shown(values)} ({which})" for which, values in found.items()) + f". {against(found, base)}"
 
 
 def hump(rows: list[dict]) -> str:
-    """Whether true accuracy falls from its best while the reward model's score rises."""
+    """Whether true accuracy falls from its best while the reward model's score rises. A seed's best evaluation is taken to be where
+    the other seeds are best: picked by its own accuracy it would be partly luck, and a fall from it nothing but the luck's end."""
     text, fallen = [], []
-    for which, runs in grouped(rows, name).items():
+    for which, some in grouped(rows, name).items():
+        runs = [[row for row in mine if row["eval_greedy"] and row["reward"]] for mine in grouped(some, lambda row: row["seed"]).values()]
         found = []                                               # a seed: accuracy at its best and at the end, the score at both
-        for mine in grouped(runs, lambda row: row["seed"]).values():
-            evaluated = [row for row in mine if row["eval_greedy"] and row["reward"]]
-            best = max(evaluated, key=lambda row: float(row["eval_greedy"]))
-            found.append([float(row[column]) for column in ("eval_greedy", "reward") for row in (best, evaluated[-1])])
+        for mine in runs:
+            others = [run for run in runs if run is not mine] or runs
+            best = max(range(len(mine)), key=lambda at: mean(float(run[at]["eval_greedy"]) for run in others))
+            found.append([float(mine[at][column]) for column in ("eval_greedy", "reward") for at in (best, -1)])
         best, last, score, last_score = map(list, zip(*found))
         text.append(f"{shown(best)} → {shown(last)} ({shown(score)} → {shown(last_score)}) with {which}")
         if len(best) > 1 and apart(best, last) and mean(last_score) > mean(score):
@@ -290,6 +299,8 @@ def markdown(rows: list[dict]) -> str:
 
 length: tokens an answer. kl to sft: exact, in nats an answer. samples: answers that the policy sampled to learn from; DPO and its
 relatives learn from pairs. seconds: of the training script. models: full models in memory while it trains.
+
+Right answers, sampled: {against({m: [float(row["sampled"]) for row in methods[m]] for m in methods if methods[m][0]["sampled"]}, "GRPO")}
 
 The reward model ranks {shown(pairs, ".3f")} of held-out pairs right. PPO on it (RM), at its best evaluation and at the end:
 
@@ -329,12 +340,13 @@ def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "") -
 
 
 def draw(file: Path, panels: list[tuple], title: str = "") -> None:
-    """A figure of panels, side by side: (rows, y label, x, y, and a title)."""
+    """A figure of panels: (rows, y label, x, y, and a title). Four stand two by two."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels) + 1, 3.8), layout="constrained")
-    for axis, arguments in zip(axes, panels):
+    high, wide = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure, axes = plt.subplots(high, wide, figsize=(4 * wide + 1, 3.8 * high), layout="constrained")
+    for axis, arguments in zip(axes.flat, panels):
         panel(axis, *arguments)
     figure.suptitle(title)
     figure.savefig(file, dpi=110)

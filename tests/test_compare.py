@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 
 import compare
 import train_dpo
@@ -69,6 +70,7 @@ def test_the_table(lab, monkeypatch):
     assert lines["GRPO"] == "| GRPO | 0.950 | 0.850 ± 0.071 | 0.990 | 25.0 | 1.00 | 2,560 | 60 ± 1 | 2 |"
     assert lines["DPO"].endswith(" | 200 | 60 ± 1 | 1 |") and "reward model" not in lines
     assert "ranks 0.910 ± 0.014 of held-out pairs right" in text
+    assert "Right answers, sampled: Against GRPO, no difference beyond the seeds' spread." in text
     assert "| PPO on RM, no KL | 0.800 | 0.950 | 0.600 | 0.850 ± 0.071 | 0.50 | 1.00 |" in text
     with open(lab.path / "results.csv", newline="") as f:
         found = list(csv.DictReader(f))
@@ -139,6 +141,13 @@ def test_the_end_of_a_curve_is_its_last_fifth(lab):
     lab.numbers = lambda command, seed: {"response_length": lambda step: step + seed}
     text = lab("aggregation", "--seeds", "2")["aggregation"]
     assert "answer length (tokens): 10.00 ± 0.71 (seq-mean), 10.00 ± 0.71 (token-mean)" in text
+
+
+def test_luck_is_no_hump(lab):
+    """Ten evaluations of chance about one mean: each seed's own best is far above its last, but it is not where the other seed is best."""
+    chance = {seed: iter(torch.randn(1000, generator=torch.Generator().manual_seed(seed)).tolist()) for seed in range(5)}
+    lab.numbers = lambda command, seed: {"eval_greedy": lambda step: 0.9 + 0.01 * next(chance[seed])}
+    assert "With none does accuracy fall" in lab("overoptimization", "--seeds", "5")["overoptimization"]
 
 
 def test_the_hump_is_stated_only_where_it_is(lab):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import compare
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "concepts.py"))
 PAGE = (ROOT / "docs" / "CONCEPTS.md").read_text(encoding="utf-8")
@@ -48,19 +50,10 @@ def test_links_into_the_code_resolve():
             assert line.startswith(f"def test_{label.replace(' ', '_')}("), f"{file}:{number} is not the test {label!r}"
 
 
-def known_experiments() -> set[str]:
-    """What compare.py has under a name: its functions, and every string in its source that is a name and no more.
-
-    Tolerant, as compare.py may keep its experiments in a table or in functions."""
-    nodes = list(ast.walk(ast.parse((ROOT / "compare.py").read_text(encoding="utf-8"))))
-    return {n.name for n in nodes if isinstance(n, ast.FunctionDef)} | {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}
-
-
-@pytest.mark.parametrize("experiment", sorted({row[5] for row in ROWS} - {""}))
-def test_experiments_exist(experiment):
-    file = "results.md" if experiment == "table" else f"{experiment}.png"
-    assert experiment == "table" or experiment in known_experiments(), f"compare.py has no experiment {experiment}"
-    assert f"[`{experiment}`](lab/{file})" in PAGE and (ROOT / "docs" / "lab" / file).exists(), f"docs/lab/{file} is missing"
+def test_experiments_exist():
+    assert {row[5] for row in ROWS} == {"", "table", "curves", *compare.EXPERIMENTS}
+    for experiment in compare.EXPERIMENTS:
+        assert f"[`{experiment}`](lab/{experiment}.md)" in PAGE and (ROOT / "docs" / "lab" / f"{experiment}.md").is_file()
 
 
 @pytest.mark.parametrize("place, message", [

@@ -1,8 +1,10 @@
-"""What the README, in English and in Chinese, says of the files is true, and both give the same commands and outputs."""
+"""What the README, in English and in Chinese, says of the files and of the lab's numbers is true, and both give the same commands and outputs."""
 import re
 from pathlib import Path
 
 import pytest
+
+import compare
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
@@ -25,3 +27,24 @@ def test_local_links_resolve():
 def test_both_languages_have_the_same_code_blocks():
     english, chinese = (re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S) for page in PAGES)
     assert english and english == chinese
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_results_are_the_lab_s(page):
+    method = {command.replace(" --reward-model {rm} --eval-every 5", ""): name for name, (_, command) in compare.METHODS.items()}
+    found = compare.grouped(compare.read_csv(ROOT / "docs/lab/results.csv"), lambda row: row["method"])
+    rows = re.findall(r"^\| [^|]+ \| `(train_[^`]+)` \| (.*?) \| (.*?) \| (.*?) \|", page.read_text(encoding="utf-8"), re.M)
+    assert len(rows) >= 8
+    for command, *cells in rows:
+        numbers = [[float(row[column]) for row in found[method[command]] if row[column]] for column in ("seconds", "greedy", "sampled")]
+        forms = (".0f", ".2f", ".2f")
+        assert cells == [compare.shown(values, form) + (" s" if form == ".0f" else "") if values else "" for values, form in zip(numbers, forms)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_lab_s_sentences_have_its_numbers(page):
+    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)\.md\)(.*(?:\n  .*)*)", page.read_text(encoding="utf-8"), re.M)
+    assert [name for name, _ in found] == list(dict.fromkeys(name for name, _ in found)) and {name for name, _ in found} == {*compare.EXPERIMENTS}
+    for name, text in found:
+        numbers = re.findall(r"\d+\.\d+", (ROOT / f"docs/lab/{name}.md").read_text(encoding="utf-8"))
+        assert set(re.findall(r"\d+\.\d+", text)) <= set(numbers), name

@@ -1,6 +1,7 @@
 """Every script, end to end, on tasks small enough for seconds: it learns, writes what the README says, resumes, and refuses."""
 import csv
 import json
+import math
 
 import pytest
 import torch
@@ -26,8 +27,9 @@ def column(run, name):
 
 
 def rl(place, out, *flags):
-    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--out",
-            str(place / out), "--max-new-tokens", "6", "--lr", "3e-3", "--eval-every", "5", *flags]
+    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels"]
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), *reward, "--out", str(place / out), "--max-new-tokens", "6",
+            "--lr", "3e-3", "--eval-every", "5", *flags]
 
 
 def test_sft_learns(place):
@@ -69,9 +71,7 @@ def test_reward_model_and_ppo_on_it(place):
     tokens = torch.tensor([list(b"7:aa") + [256], list(b"7:cc") + [256]])
     good, bad = reward_model(tokens)[:, -1]
     assert good > bad
-    flags = rl(place, "ppo_rm", "--reward-model", str(place / "rm"), "--prompts-per-step", "32", "--steps", "16")
-    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
-    train_ppo.main(flags)
+    train_ppo.main(rl(place, "ppo_rm", "--reward-model", str(place / "rm"), "--prompts-per-step", "32", "--steps", "16"))
     reward = column(place / "ppo_rm", "reward")
     assert reward[-1] > reward[0] + 0.5
 
@@ -143,10 +143,8 @@ def test_a_frozen_reward_model_is_bfloat16_and_the_critic_is_not(place, tmp_path
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, tmp_path / "scores")
     calls = watch(monkeypatch, train_ppo, "sequence_scores")
-    flags = rl(place, "unused", "--out", str(tmp_path / "run"), "--reward-model", str(tmp_path / "scores"), "--steps", "1",
-               "--prompts-per-step", "4", "--dtype", "bfloat16")
-    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
-    train_ppo.main(flags)
+    train_ppo.main(rl(place, "unused", "--out", str(tmp_path / "run"), "--reward-model", str(tmp_path / "scores"), "--steps", "1",
+                      "--prompts-per-step", "4", "--dtype", "bfloat16"))
     reward_model = calls[0][0][0]
     assert reward_model.trunk.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert not any(p.requires_grad for p in reward_model.parameters())
@@ -187,7 +185,6 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
     calls = {name: watch(monkeypatch, train_ppo, name) for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards", "generate")}
     flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1", "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
                "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--eval-every", "0", "--max-new-tokens", "4")
-    flags[flags.index("--reward"):flags.index("--reward") + 2] = []
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, place / "scores")
     train_ppo.main(flags)
@@ -302,6 +299,17 @@ def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
     torch.testing.assert_close(torch.cat(calls[0][0][:2]), logp.sum(1) / mask.sum(1))
 
 
+@pytest.mark.parametrize("size", ["24", "100000"])
+def test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens(place, tmp_path, monkeypatch, size):
+    """Before the first update DPO's loss is log 2, whatever the pairs."""
+    batches = watch(monkeypatch, train_dpo, "pad_pairs")                      # of all pairs, of those held out, of the first step
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(tmp_path / "run"), "--steps", "1",
+                    "--batch-size", "8", "--nll-coef", "0.5", "--micro-batch-tokens", size])
+    tokens, mask = (x[0] for x in batches[2][1])                              # of the chosen answers
+    nll = -token_log_probs(load_pretrained(place / "sft" / "model")[0], tokens, mask).sum() / mask.sum()
+    assert len(tokens) == 8 and column(tmp_path / "run", "loss") == pytest.approx([math.log(2) + 0.5 * nll.item()], rel=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ what a run leaves behind
 
 def test_a_run_writes_what_the_readme_says(place):
@@ -346,14 +354,15 @@ def test_resume_gives_the_run_that_never_stopped(place, script, flags):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_reference_stays_frozen_unless_told_to_move(place, monkeypatch):
+@pytest.mark.parametrize("script, few", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "8", "--critic-warmup", "0"])], ids=["grpo", "ppo"])
+def test_the_reference_stays_frozen_unless_told_to_move(place, tmp_path, monkeypatch, script, few):
     start = load_pretrained(place / "sft" / "model")[0].state_dict()
-    calls = watch(monkeypatch, train_grpo, "token_kl")                        # of policy, reference, ...
+    calls = watch(monkeypatch, script, "token_kl")                            # of policy, reference, ...
 
     def end(out, *flags):
-        train_grpo.main(rl(place, out, *GRPO, "--steps", "3", *flags))
+        script.main(rl(place, "unused", *few, "--steps", "3", "--out", str(tmp_path / out), *flags))
         policy, reference, *_ = calls[-1][0]
-        saved = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
+        saved = torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["parts"]
         assert ("reference" in saved) == bool(flags)
         return reference.state_dict(), policy.state_dict()
     frozen, policy = end("frozen")
