@@ -285,26 +285,30 @@ def hump(rows: list[dict]) -> str:
 
 def markdown(rows: list[dict]) -> str:
     """results.md: means and standard deviations over the seeds."""
-    methods, pairs = grouped(rows, lambda row: row["method"]), [float(row["pairs"]) for row in rows if row["pairs"]]
+    methods = grouped(rows, lambda row: row["method"])
+    policies = [m for m in methods if methods[m][0]["sampled"]]
+
+    def values(method, column):
+        return [float(row[column]) for row in methods[method] if row[column]]
 
     def table(columns, names):
         def cell(method, column):
-            values = [float(row[column]) for row in methods[method] if row[column]]
-            return shown(values, COLUMNS[column]) if values else ""
+            found = values(method, column)
+            return shown(found, COLUMNS[column]) if found else ""
         return "\n".join([f"| | {' | '.join(columns).replace('_', ' ')} |", "|---" * (len(columns) + 1) + "|",
                           *(f"| {method} | {' | '.join(cell(method, column) for column in columns)} |" for method in names)])
     return f"""Seeds: {len({row["seed"] for row in rows})}. Mean ± standard deviation.
 
-{table([*COLUMNS][:8], [m for m in methods if methods[m][0]["sampled"]])}
+{table([*COLUMNS][:8], policies)}
 
 length: tokens an answer. kl to sft: exact, in nats an answer. samples: answers that the policy sampled to learn from; DPO and its
 relatives learn from pairs. seconds: of the training script. models: full models in memory while it trains.
 
-Right answers, sampled: {against({m: [float(row["sampled"]) for row in methods[m]] for m in methods if methods[m][0]["sampled"]}, "GRPO")}
+Right answers, sampled: {against({m: values(m, "sampled") for m in policies}, "GRPO")}
 
-The reward model ranks {shown(pairs, ".3f")} of held-out pairs right. PPO on it (RM), at its best evaluation and at the end:
+The reward model ranks {shown(values("reward model", "pairs"), ".3f")} of held-out pairs right. PPO on it (RM), at its best evaluation and at the end:
 
-{table(["peak_greedy", "greedy", "peak_sampled", "sampled", "score_at_peak", "score"], [m for m in methods if methods[m][0]["score"]])}
+{table(["peak_greedy", "greedy", "peak_sampled", "sampled", "score_at_peak", "score"], [m for m in policies if values(m, "score")])}
 """
 
 

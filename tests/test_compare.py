@@ -73,9 +73,7 @@ def test_the_table(lab, monkeypatch):
     assert "ranks 0.910 ± 0.014 of held-out pairs right" in text
     assert "Right answers, sampled: Against GRPO, no difference beyond the seeds' spread." in text
     assert "| PPO on RM, no KL | 0.800 | 0.950 | 0.600 | 0.850 ± 0.071 | 0.50 | 1.00 |" in text
-    with open(lab.path / "results.csv", newline="") as f:
-        found = list(csv.DictReader(f))
-    assert [(r["method"], r["seed"]) for r in found] == [(m, s) for m in compare.METHODS for s in "01"]
+    assert [(r["method"], r["seed"]) for r in compare.read_csv(lab.path / "results.csv")] == [(m, s) for m in compare.METHODS for s in "01"]
     assert (lab.path / "compare.png").stat().st_size > 20000 < (lab.path / "methods.png").stat().st_size
 
     for (command, seed), place in ((job, i) for i, job in enumerate(lab.ran)):                     # what it starts from was there

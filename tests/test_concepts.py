@@ -52,8 +52,9 @@ def test_links_into_the_code_resolve():
 
 def test_experiments_exist():
     assert {row[5] for row in ROWS} == {"", "table", "curves", *compare.EXPERIMENTS}
-    for experiment in compare.EXPERIMENTS:
-        assert f"[`{experiment}`](lab/{experiment}.md)" in PAGE and (ROOT / "docs" / "lab" / f"{experiment}.md").is_file()
+    files = {"table": "lab/results.md", "curves": "READING_CURVES.md", **{name: f"lab/{name}.md" for name in compare.EXPERIMENTS}}
+    for name, file in files.items():
+        assert f"[`{name}`]({file})" in PAGE and (ROOT / "docs" / file).is_file(), f"docs/{file} is missing"
 
 
 @pytest.mark.parametrize("place, message", [
