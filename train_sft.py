@@ -52,13 +52,15 @@ def main(argv=None) -> None:
             policy = Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device)
         context = policy.config.max_seq_len
         if config.data:
-            train, held_out = hold_out(read_demonstrations(config.data, tokenizer, context), config.eval_problems)
+            examples = read_demonstrations(config.data, tokenizer, context)
+            train, held_out = hold_out(examples, config.data, config.eval_problems)
             batch = lambda step: [e["turns"] for e in take(train, config.batch_size, config.seed, step)]
         else:
             held_out = held_out_problems(config.eval_problems, tokenizer, context - MAX_NEW_TOKENS)
 
             def batch(step):
-                rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
+                rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
+                reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE
                 return [(encode_prompt(tokenizer, p["prompt"]),
                          tokenizer.encode(demonstration(p["prompt"], rng.random() < reason_share)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
