@@ -17,15 +17,19 @@ from data import encode_prompt, held_out_problems, load_reward, read_prompts, re
 from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
 
-ROWS_AT_ONCE = 512                     # sampled together: bounds the KV cache
 
+def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None,
+           micro_batch_tokens: int = 8192):
+    """One answer to each example. -> rewards (list), responses (list of ids), finished (list), Rollouts
 
-def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None):
-    """One answer to each example. -> rewards (list), responses (list of ids), finished (list), Rollouts"""
+    As many rows at a time as the KV cache holds micro_batch_tokens of."""
     rewards, responses, finished, rollouts = [], [], [], []
-    for start in range(0, len(examples), ROWS_AT_ONCE):
-        some = examples[start:start + ROWS_AT_ONCE]
-        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator)
+    longest = max(len(e["ids"]) for e in examples) + max_new_tokens
+    rows_at_once = max(1, micro_batch_tokens // longest)
+    for start in range(0, len(examples), rows_at_once):
+        some = examples[start:start + rows_at_once]
+        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator,
+                           micro_batch_tokens=micro_batch_tokens)
         rewards += reward_answers(reward, some, rollout.responses(), rollout.finished.tolist(), tokenizer)
         responses += rollout.responses()
         finished += rollout.finished.tolist()
@@ -33,12 +37,14 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     return rewards, responses, finished, rollouts
 
 
-def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0, shown: int = 6):
+def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0,
+             micro_batch_tokens: int = 8192, shown: int = 6):
     """-> {"eval_greedy", "eval_sampled"}: mean rewards; and lines that show the first few sampled answers.
 
     The same noise every time: evaluations differ by the model only."""
-    greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0)
-    sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"))
+    greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0, micro_batch_tokens=micro_batch_tokens)
+    sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"),
+                                    micro_batch_tokens)
     lines = [sample_line(tokenizer, *row) for row in zip(examples[:shown], responses, sampled)]
     return {"eval_greedy": sum(greedy) / len(greedy), "eval_sampled": sum(sampled) / len(sampled)}, lines
 

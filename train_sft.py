@@ -92,7 +92,8 @@ def main(argv=None) -> None:
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS,
+                                                         micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         run.save(step, parts)
 
