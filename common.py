@@ -109,6 +109,8 @@ def parse(Config, doc: str, argv=None):
                                 metavar=None if f.metadata["choices"] else kind.__name__.upper())
     given = vars(parser.parse_args(argv))
     config = Config(**given)
+    if hasattr(config, "check"):
+        config.check(given)
     return resumed(config, given) if given.get("resume") and hasattr(config, "out") else config
 
 
