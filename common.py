@@ -109,9 +109,18 @@ def parse(Config, doc: str, argv=None):
                                 metavar=None if f.metadata["choices"] else kind.__name__.upper())
     given = vars(parser.parse_args(argv))
     config = Config(**given)
+    if given.get("resume") and hasattr(config, "out"):
+        config = resumed(config, given)
     if hasattr(config, "check"):
         config.check(given)
-    return resumed(config, given) if given.get("resume") and hasattr(config, "out") else config
+    return config
+
+
+def refuse(given: dict, *names: str, why: str) -> None:
+    """UserError if one of these settings was given: a flag that can have no effect is not accepted in silence."""
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def resumed(config, given: dict):
