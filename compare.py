@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import UserError, parse, read_csv, read_metrics, script, setting
+from common import UserError, parse, read_csv, read_metrics, save_figure, script, setting
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
@@ -335,7 +335,7 @@ def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "") -
             for n, way in enumerate(grouped([row for row in some if row[y]], lambda row: row["seed"]).values()):
                 axis.plot([max(0.0, float(row[x])) ** 0.5 for row in way], [float(row[y]) for row in way], ".-", color=color, linewidth=0.8,
                           ms=4, label=None if n else line)
-    axis.set_xlabel({"step": "update", "answer_kl": "√KL to the SFT model (nats an answer)"}.get(x, ""))
+    axis.set_xlabel({"step": "step", "answer_kl": "√KL to the SFT model (nats an answer)"}.get(x, ""))
     axis.set_ylabel(label)
     axis.set_title(title, loc="left")
     axis.grid(alpha=0.3)
@@ -353,7 +353,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
     for axis, arguments in zip(axes.flat, panels):
         panel(axis, *arguments)
     figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, [panels, title, draw, panel, name, ends, std], dpi=110)
     plt.close(figure)
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, model_directory, parse, pick_device, script, setting, torch_rng, user_errors
+from common import (UserError, model_directory, parse, pick_device, refuse, script, setting,
+                    torch_rng, user_errors)
 from data import (encode_prompt, held_out_problems, hold_out, load_reward, read_prompts,
                   reward_answers)
 from pretrained import load_pretrained
@@ -83,9 +84,9 @@ class Config:
     chat: bool = setting(False, "read prompts from the keyboard")
 
     def check(self, given: dict) -> None:
-        for name in ("data", "reward", "problems", "samples", "reference", "json"):
-            if self.chat and name in given:
-                raise UserError(f"--{name} has no effect with --chat")
+        if self.chat:
+            refuse(given, "data", "reward", "problems", "samples", "reference", "json",
+                   why="with --chat")
 
 
 def run_settings(path: str) -> dict:
