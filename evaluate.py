@@ -57,9 +57,9 @@ def sample_line(tokenizer, example, response, reward) -> str:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right) when c of n are. Chen et al. 2021, eq. 1.
+    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right) when c of n are.
 
-    Right is what the caller counts: here, a reward over 0.5."""
+    Chen et al. 2021, eq. 1. Here an answer is right if its reward is over 0.5."""
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 

@@ -217,7 +217,7 @@ def test_dividing_by_the_group_std_ends_elsewhere():
     assert total_variation(p, bandit.best) > 0.05
 
 
-# ------------------------------------------------------------------------------------------ the figure
+# --------------------------------------------------------------------------------------- the figure
 
 # A method's line and its marks; those of PPO are wide and pale, and lie under RLOO's, with which
 # they coincide: at ratio 1 the two have the same expected gradient.

@@ -41,9 +41,9 @@ def asked(monkeypatch):
     """What `generate` is called with: (prompts, max_new_tokens, temperature)"""
     calls, generate = [], evaluate.generate
 
-    def watched(model, prompts, max_new_tokens, stop_ids, temperature, *more):
+    def watched(model, prompts, max_new_tokens, stop_ids, temperature, *more, **named):
         calls.append((prompts, max_new_tokens, temperature))
-        return generate(model, prompts, max_new_tokens, stop_ids, temperature, *more)
+        return generate(model, prompts, max_new_tokens, stop_ids, temperature, *more, **named)
     monkeypatch.setattr(evaluate, "generate", watched)
     return calls
 
