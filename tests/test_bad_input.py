@@ -250,12 +250,13 @@ CASES = [
     # evaluate.py
     (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (evaluate, ["{place}/sft", "--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+    (evaluate, ["{place}/sft"], "sft.jsonl and without a reward: expected --reward"),
+    (evaluate, ["{place}/random", "--reward", "exact"], "--reward exact needs --data with a field"),
     (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"], "answers.jsonl, line 3: answer is missing"),
     (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
     (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
-    (evaluate, ["{place}/sft", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
-    (evaluate, ["{place}/sft", "--reference", "nowhere"], "nowhere/config.json: not found"),
+    (evaluate, ["{place}/random", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
+    (evaluate, ["{place}/random", "--reference", "nowhere"], "nowhere/config.json: not found"),
 ]
 
 
