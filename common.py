@@ -3,6 +3,8 @@ import argparse
 import contextlib
 import csv
 import functools
+import hashlib
+import inspect
 import json
 import math
 import os
@@ -109,7 +111,18 @@ def parse(Config, doc: str, argv=None):
                                 metavar=None if f.metadata["choices"] else kind.__name__.upper())
     given = vars(parser.parse_args(argv))
     config = Config(**given)
-    return resumed(config, given) if given.get("resume") and hasattr(config, "out") else config
+    if given.get("resume") and hasattr(config, "out"):
+        config = resumed(config, given)
+    if hasattr(config, "check"):
+        config.check(given)
+    return config
+
+
+def refuse(given: dict, *names: str, why: str) -> None:
+    """UserError if one of these settings was given: a flag that can have no effect is not accepted in silence."""
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def resumed(config, given: dict):
@@ -233,6 +246,7 @@ def trained(run: str, train, config) -> str:
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
                *(["--resume"] if there(Path(run) / "config.json") else [])])
+        pick_device(config)                                     # the nested run switched autocast as its own settings say
     return run
 
 
@@ -263,6 +277,18 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def save_figure(figure, file: Path, sources, **how) -> None:
+    """Save a figure that says what it was drawn from: git keeps no times, and tests/test_figures.py
+    must be able to tell when a figure is older than its data or its script.
+
+    sources: the data (its repr counts), and the functions and classes that draw it (their text)."""
+    digest = hashlib.sha256()
+    for source in sources:
+        text = inspect.getsource(source) if callable(source) else repr(source)
+        digest.update(text.encode())
+    figure.savefig(file, metadata={"Sources": digest.hexdigest()}, **how)
 
 
 class Run:
@@ -396,13 +422,14 @@ class Run:
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
     def update(self, optimizer, model) -> float:
-        """Clip the gradient to norm 1, step, clear. -> the norm before. Where it isn't finite, there is no step: the weights stay."""
+        """Clip the gradient to norm 1, step, clear. -> the norm before. The weights stay where they are if the gradient isn't finite,
+        and if it is 0: Adam's momentum would go on moving them where nothing was learned."""
         for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
             p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        if math.isfinite(norm):
+        if 0 < norm < math.inf:
             optimizer.step()
-        else:
+        elif norm != 0:
             self.skipped += 1
             if rank() == 0:
                 self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)

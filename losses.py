@@ -111,11 +111,12 @@ def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
 def adaptive_kl_coef(kl_coef: float, kl: float, target: float, batch_size: int, horizon: float) -> float:
     """The next coefficient: kl_coef * (1 + e * batch_size / horizon), e = clip(kl / target - 1, ±0.2).
 
+    Never below 0, which a horizon under a fifth of the batch would give: that would reward KL.
     kl: the mean over rows of the summed k1; target in the same unit; horizon in episodes.
     Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2.
     """
     error = min(max(float(kl) / target - 1, -0.2), 0.2)
-    return float(kl_coef) * (1 + error * batch_size / horizon)
+    return max(0.0, float(kl_coef) * (1 + error * batch_size / horizon))
 
 
 # ---------------------------------------------------------------------------------------------------- supervised
@@ -296,7 +297,7 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
 
 def ipo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
              beta: float = 0.1, denominator=None) -> tuple[Tensor, dict]:
-    """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a margin to reach, not to exceed.
+    """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a regression on 1 / (2β).
 
     On the log-probs as given: summed (the paper's) and averaged ones are different losses. Azar et al. 2023 (arXiv:2310.12036), eq. 17.
     """

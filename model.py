@@ -95,11 +95,18 @@ class KVCache:
         keys[:, :, self.length:end], values[:, :, self.length:end] = k, v
         return keys[:, :, :end], values[:, :, :end]
 
+    def copy_prompts(self, rows: Tensor, other: "KVCache", source: Tensor) -> None:
+        """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
+        self.length = other.length
+        for mine, theirs in zip(self.data, other.data):                            # (2, B, nkv, S, hs)
+            mine[:, rows, :, :self.length] = theirs[:, source]
+
     def keep(self, rows: Tensor) -> None:
-        """Go on with the rows of this index only, in its order; a row may come more than once."""
-        kept = self.data[..., :self.length, :].index_select(2, rows)
-        self.data, self.bias = self.data.new_empty(*kept.shape[:4], *self.data.shape[4:]), self.bias[rows]
-        self.data[..., :self.length, :] = kept
+        """Go on with these rows only, an increasing index. They move to the front, a layer at a time:
+        a copy of the whole cache beside it would double what it takes."""
+        for layer in self.data:                                                    # (2, B, nkv, S, hs)
+            layer[:, :len(rows), :, :self.length] = layer[:, rows, :, :self.length]
+        self.data, self.bias = self.data[:, :, :len(rows)], self.bias[rows]
 
 
 class Attention(nn.Module):

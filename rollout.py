@@ -34,11 +34,18 @@ class Rollout:
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
 
 
+def stack_rows(parts: list[Tensor]) -> Tensor:
+    """The rows of several batches as one: (b,) each -> (B,); (b, T) each, of several T -> (B, T), padded with 0."""
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    T = max(x.shape[1] for x in parts)
+    return torch.cat([F.pad(x, (0, T - x.shape[1])) for x in parts])
+
+
 def concatenate(rollouts: list[Rollout]) -> Rollout:
     """The rows of several rollouts, as one, padded to the longest."""
-    T = max(rollout.tokens.shape[1] for rollout in rollouts)
     columns = zip(*(vars(rollout).values() for rollout in rollouts))
-    return Rollout(*(torch.cat([F.pad(x, (0, T - x.shape[1])) if x.dim() == 2 else x for x in column]) for column in columns))
+    return Rollout(*(stack_rows(column) for column in columns))
 
 
 def autocast_copy(model: nn.Module) -> nn.Module:
@@ -75,12 +82,13 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, temperature: float = 1.0,
-             generator: torch.Generator | None = None) -> Rollout:
+def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids, temperature: float = 1.0,
+             generator: torch.Generator | None = None, *, micro_batch_tokens: int = 8192) -> Rollout:
     """Sample an answer to each prompt; temperature=0 is greedy.
 
-    prompts: lists of ids, of any lengths. eos_id: an id, a collection of ids, or None (never stops). generator: a CPU generator
-    that gives the noise, row by row. Errors: ValueError if a prompt is empty, or too long for the context together with
+    prompts: lists of ids, of any lengths. stop_ids: a collection of ids; an empty one never stops. generator: a CPU
+    generator that gives the noise, row by row. micro_batch_tokens: as many tokens of the prompts, or one prompt, go
+    through the model at once. Errors: ValueError if a prompt is empty, or too long for the context together with
     max_new_tokens.
     """
     context = model.config.max_seq_len
@@ -93,7 +101,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, tempe
                              f"the context of {context} less max_new_tokens {max_new_tokens}")
     model, weight = autocast_copy(model), model.embed_tokens.weight
     device, B, P = weight.device, len(prompts), max(map(len, prompts))
-    stop_ids = torch.tensor([] if eos_id is None else [eos_id] if isinstance(eos_id, int) else sorted(eos_id), device=device)
+    stop_ids = torch.tensor(sorted(stop_ids), device=device)
     noise = torch.rand(B, max_new_tokens, generator=generator).to(device)
     n, share = B, slice(rank(), None, world()) if B >= world() else slice(None)       # fewer prompts than processes: each answers all
     prompts, noise, B = prompts[share], noise[share], len(prompts[share])
@@ -109,11 +117,18 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, eos_id, tempe
 
     cache_dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else weight.dtype
     rows = torch.arange(B, device=device)                                     # the rows that are still in the batch
-    # the prompts' pass, in which a group's prompt is computed once: rows of [length, tokens], each row once, and where each went
+    # The prompts' pass. A group's prompt is computed once: rows of [length, tokens], each row once,
+    # and for each row of the batch which of them it is.
     unique, copy_of = torch.cat((prompt_lengths[:, None], tokens[:, :P]), 1).unique(dim=0, return_inverse=True)
-    cache = KVCache(model.config, unique[:, 0], P + max_new_tokens, cache_dtype)
-    h = model.hidden(unique[:, 1:], cache)[copy_of, prompt_lengths - 1]                              # (B, C)
-    cache.keep(copy_of)
+    cache = KVCache(model.config, prompt_lengths, P + max_new_tokens, cache_dtype)
+    h = weight.new_empty(B, model.config.dim)
+    for part in torch.arange(len(unique), device=device).split(max(1, micro_batch_tokens // P)):
+        part_cache = KVCache(model.config, unique[part, 0], P, cache_dtype)
+        states = model.hidden(unique[part, 1:], part_cache)                   # (rows of the part, P, C)
+        mine = torch.isin(copy_of, part).nonzero().squeeze(1)
+        source = copy_of[mine] - part[0]
+        h[mine] = states[source, prompt_lengths[mine] - 1]                     # (B, C)
+        cache.copy_prompts(mine, part_cache, source)
     for i in range(max_new_tokens):
         next_tokens, next_logp = sample(model.lm_head(h), temperature, noise[rows, i])
         positions = prompt_lengths[rows] + i

@@ -222,6 +222,13 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
             (path / name).unlink(missing_ok=True)
 
 
+def same_tokenizer(tokenizer: Tokenizer, other: Tokenizer) -> bool:
+    """Whether every id means the same to both: the same bytes, and the same added tokens.
+
+    What else their files say, such as a chat template, doesn't matter."""
+    return tokenizer._bytes == other._bytes and tokenizer.added == other.added
+
+
 def parse_object(data: bytes, file: Path) -> dict:
     """JSON that holds an object, or a ValueError that names the file."""
     try:

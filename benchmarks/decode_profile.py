@@ -30,7 +30,7 @@ def main() -> None:
     device = pick_device(config)
     model = builtin_size()[0].to(device)
     prompts = torch.randint(0, 256, (config.rows, 10)).tolist()
-    go = lambda: generate(model, prompts, config.new_tokens, None, 1.0, torch.Generator().manual_seed(0))
+    go = lambda: generate(model, prompts, config.new_tokens, [], 1.0, torch.Generator().manual_seed(0))
     go()
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as profiler:
         go()

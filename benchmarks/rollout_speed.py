@@ -64,7 +64,7 @@ def main() -> None:
         width = max(prompt_lengths)
         padded = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)             # on the left, as transformers wants
         seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        stop = list(range(0, model.config.vocab_size, 16)) if case == "ends" else None
+        stop = list(range(0, model.config.vocab_size, 16)) if case == "ends" else []
         lengths = {}
 
         def ours():
@@ -75,7 +75,7 @@ def main() -> None:
             torch.manual_seed(0)
             with torch.autocast(device.type, enabled=False):
                 out = peer.generate(input_ids=padded, attention_mask=seen, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                    max_new_tokens=config.new_tokens, eos_token_id=stop, pad_token_id=0)[:, width:]
+                                    max_new_tokens=config.new_tokens, eos_token_id=stop or None, pad_token_id=0)[:, width:]
             ended = torch.isin(out, torch.tensor(stop or [-1], device=device)).int()
             lengths["transformers"] = ((ended.cumsum(1) - ended) == 0).sum(1).tolist()                  # the first stop counts
 

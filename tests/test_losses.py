@@ -134,6 +134,7 @@ def test_adaptive_kl_coef():
     assert adaptive_kl_coef(0.1, 6.6, 6.0, 100, 1000) == pytest.approx(0.1 * (1 + 0.1 * 0.1))
     assert adaptive_kl_coef(0.1, 60.0, 6.0, 100, 1000) == pytest.approx(0.1 * (1 + 0.2 * 0.1))
     assert adaptive_kl_coef(0.1, 0.0, 6.0, 100, 1000) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
+    assert adaptive_kl_coef(0.05, 0.0, 6.0, 256, 10) == 0     # a short horizon: never a reward for KL
 
 
 # ------------------------------------------------------------------------------------------------------ policy losses

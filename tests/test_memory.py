@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import rollout as rollout_module
 from common import RunConfig, pick_device
 from losses import entropy, gather_log_probs
-from model import ModelConfig, ScalarModel, Transformer
+from model import KVCache, ModelConfig, ScalarModel, Transformer
 from rollout import autocast_copy, generate, in_micro_batches, sequence_scores, token_kl, token_log_probs
 
 
@@ -23,17 +23,26 @@ def bfloat16():
 
 
 class Sizes(TorchDispatchMode):
-    """Notes the size of every tensor that an operation returns."""
+    """Notes the size of every tensor that an operation returns, views of one tensor excepted."""
+
+    def __init__(self, excepted=None):
+        super().__init__()
+        self.largest, self.excepted = 0, excepted
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **kwargs or {})
-        self.largest = max([getattr(self, "largest", 0)] + [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)])
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and not self.is_excepted(x):
+                self.largest = max(self.largest, x.numel())
         return result
 
+    def is_excepted(self, x) -> bool:
+        return self.excepted is not None and x.untyped_storage().data_ptr() == self.excepted.untyped_storage().data_ptr()
 
-def largest(function) -> int:
+
+def largest(function, excepted=None) -> int:
     """Elements of the largest tensor that function() makes."""
-    with Sizes() as sizes:
+    with Sizes(excepted) as sizes:
         function()
     return sizes.largest
 
@@ -77,6 +86,34 @@ def test_grad_checkpoint_changes_neither_values_nor_gradients(model, batch, scal
     assert saved[1] < saved[0] / 3
 
 
+def test_the_prompts_go_through_the_model_in_micro_batches(model, monkeypatch):
+    """And the answers are the same, however many prompts a micro-batch holds."""
+    prompts, passes, hidden = [[n % 11] * (1 + n % 7) for n in range(40)], [], model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, *rest: passes.append(tokens.numel()) or hidden(tokens, *rest))
+
+    def sampled(size):
+        passes.clear()
+        rollout = generate(model, prompts, 4, [], generator=torch.Generator().manual_seed(0), micro_batch_tokens=size)
+        return rollout.tokens, sum(passes[:-3]), max(passes[:-3])             # all but the last three are of prompts
+    whole, total, largest_pass = sampled(10 ** 6)
+    assert total == largest_pass > 3 * 50
+    for size in (50, 3):                                                      # 3: less than one prompt
+        tokens, same_total, largest_pass = sampled(size)
+        assert torch.equal(tokens, whole) and same_total == total and largest_pass <= max(size, 7)
+
+
+def test_rows_leave_the_cache_without_a_second_one():
+    config = ModelConfig(11, 16, 6, 4, 2, 24, 64)
+    cache = KVCache(config, torch.full((8,), 5), 20, torch.float32)
+    cache.length = 5
+    for layer in cache.data:
+        layer[..., :5, :] = torch.randn(2, 8, 2, 5, 4)
+    before, whole, rows = cache.data[..., :5, :].clone(), cache.data, torch.tensor([1, 4, 7])
+    assert largest(lambda: cache.keep(rows), excepted=whole) <= whole.numel() / 6           # one layer of six
+    assert torch.equal(cache.data[..., :5, :], before[:, :, rows]) and cache.data.data_ptr() == whole.data_ptr()
+    assert len(cache.bias) == 3
+
+
 # ------------------------------------------------------------------------------------------------------ bfloat16
 
 def models(dim=64):
@@ -106,10 +143,10 @@ def test_sampling_reads_bfloat16_weights_and_samples_the_same(bfloat16, monkeypa
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8]] * 4
     for model in models():
         seen = []
-        sampled = generate(model, prompts, 12, 0, generator=torch.Generator().manual_seed(0))
+        sampled = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
         with monkeypatch.context() as patch:
             patch.setattr(rollout_module, "autocast_copy", lambda model: seen.append(model) or model)
-            plain = generate(model, prompts, 12, 0, generator=torch.Generator().manual_seed(0))
+            plain = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
         assert seen == [model] and torch.equal(sampled.tokens, plain.tokens) and torch.equal(sampled.logp, plain.logp)
 
 
@@ -119,7 +156,7 @@ def test_without_autocast_there_is_no_copy(model):
 
 def test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16(bfloat16):
     for model in models():
-        r = generate(model, [[1, 2, 3], [4]] * 20, 12, 0, generator=torch.Generator().manual_seed(0))
+        r = generate(model, [[1, 2, 3], [4]] * 20, 12, [0], generator=torch.Generator().manual_seed(0))
         difference = (token_log_probs(model, r.tokens, r.mask) - r.logp)[r.mask]
         assert difference.abs().mean() < 0.02 and difference.abs().max() < 0.2
 

@@ -97,7 +97,7 @@ def test_recorded_logits(tmp_path, name):
     model, tokenizer = load_pretrained(directory(tmp_path, CONFIGS[name]))
     torch.testing.assert_close(model(TOKENS)[0, ::17, ::13], torch.tensor(record["logits"]), rtol=0, atol=1e-4)
     prompt = TOKENS[0, :100].tolist()
-    assert generate(model, [prompt], 20, None, temperature=0).responses() == [record["greedy"]]
+    assert generate(model, [prompt], 20, [], temperature=0).responses() == [record["greedy"]]
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def test_live_logits_before_and_after_saving(tmp_path, name):
     for path in (tmp_path / "a", tmp_path / "b"):
         other = theirs(path)
         torch.testing.assert_close(other(TOKENS).logits, model(TOKENS), rtol=0, atol=1e-4)
-    assert generate(model, [TOKENS[0, :100].tolist()], 20, None, temperature=0).responses() == [continued(other)]
+    assert generate(model, [TOKENS[0, :100].tolist()], 20, [], temperature=0).responses() == [continued(other)]
     scalar = ScalarModel(model)
     torch.nn.init.normal_(scalar.score.weight)
     save_pretrained(scalar, tokenizer, tmp_path / "rm")

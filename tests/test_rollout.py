@@ -8,7 +8,7 @@ from model import ScalarModel, Transformer
 from rollout import generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl, token_log_probs, token_values
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3]]
-EOS = 0
+EOS = [0]                                                                    # the stop ids
 
 
 def rng(seed=0):
@@ -28,8 +28,8 @@ def test_layout(sampled):
         assert sampled.tokens[b, :n].tolist() == prompt and sampled.prompt_lengths[b] == n
         assert sampled.mask[b].nonzero().squeeze(1).tolist() == list(range(n, end))
         assert (sampled.tokens[b, end:] == 0).all() and (sampled.logp[b][~sampled.mask[b]] == 0).all()
-        assert EOS not in response[:-1]
-        assert sampled.finished[b] == (response[-1] == EOS)
+        assert EOS[0] not in response[:-1]
+        assert sampled.finished[b] == (response[-1] in EOS)
         assert sampled.finished[b] or len(response) == 12
         lengths.add(len(response))
     assert sampled.finished.any() and not sampled.finished.all() and len(lengths) > 3      # so that the cases above occur
@@ -38,7 +38,7 @@ def test_layout(sampled):
 def test_stop_token_is_an_action(sampled):
     last = sampled.mask.long().sum(1) + sampled.prompt_lengths - 1
     row = sampled.finished.nonzero()[0, 0]
-    assert sampled.tokens[row, last[row]] == EOS and sampled.mask[row, last[row]] and sampled.logp[row, last[row]] < 0
+    assert sampled.tokens[row, last[row]] in EOS and sampled.mask[row, last[row]] and sampled.logp[row, last[row]] < 0
 
 
 def test_sampled_log_probs_are_the_scored_ones(model):
@@ -60,15 +60,15 @@ def test_a_prompt_that_repeats_goes_through_the_model_once(model, monkeypatch):
     """And every row still samples what it would alone. The id 0 that pads is no part of a prompt: [5] isn't [5, 0]."""
     prompts, shapes, hidden = [[5, 0], [1, 2, 3], [5], [5, 0], [1, 2, 3], [5, 0]], [], model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or hidden(tokens, *rest))
-    together = generate(model, prompts, 6, None, generator=torch.Generator().manual_seed(1)).responses()
+    together = generate(model, prompts, 6, [], generator=torch.Generator().manual_seed(1)).responses()
     assert shapes[0] == (3, 3) and shapes[1:] == [(6, 1)] * 5
     monkeypatch.undo()
     noise = torch.Generator().manual_seed(1)
-    assert [generate(model, [prompt], 6, None, generator=noise).responses()[0] for prompt in prompts] == together
+    assert [generate(model, [prompt], 6, [], generator=noise).responses()[0] for prompt in prompts] == together
 
 
 def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
-    r = generate(model, [[1, 2]] * 64, 3, None, generator=rng())
+    r = generate(model, [[1, 2]] * 64, 3, [], generator=rng())
     assert len({response[0] for response in r.responses()}) > 3
 
 
@@ -93,7 +93,7 @@ def test_greedy_takes_the_most_likely_token(model):
 def test_several_stop_ids_and_none(model):
     several = generate(model, PROMPTS * 4, 12, [0, 3, 5], generator=rng())
     assert {r[-1] for r, f in zip(several.responses(), several.finished) if f} == {0, 3, 5}
-    never = generate(model, PROMPTS, 12, None, generator=rng())
+    never = generate(model, PROMPTS, 12, [], generator=rng())
     assert not never.finished.any() and all(len(r) == 12 for r in never.responses())
 
 
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused(model):
         generate(model, [[1], [1] * 30], 4, EOS)
     with pytest.raises(ValueError, match="prompt 0 has 0 tokens"):
         generate(model, [[]], 4, EOS)
-    assert generate(model, [[1] * 28], 4, None).tokens.shape == (1, 32)
+    assert generate(model, [[1] * 28], 4, []).tokens.shape == (1, 32)
 
 
 # ------------------------------------------------------------------------------------------------------ scoring

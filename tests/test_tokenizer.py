@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))                         # for the recorder below
 from data import encode_completion, encode_prompt
-from tokenizer import builtin_tokenizer, load_tokenizer, save_tokenizer
+from tokenizer import builtin_tokenizer, load_tokenizer, same_tokenizer, save_tokenizer
 
 RECORD = Path(__file__).parent / "tokenizer_ids.json"
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -257,6 +257,27 @@ def test_bad_files_are_named(recorded, tmp_path):
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json: not found"):
         load_tokenizer(tmp_path)
+
+
+def test_the_same_tokenizer_is_one_whose_ids_mean_the_same(recorded, tmp_path):
+    """Whatever else its files say: a chat template, the order of keys."""
+    qwen = recorded["qwen"]
+
+    def changed(change, **config):
+        spec = json.loads(qwen.files["tokenizer.json"])
+        change(spec)
+        return load_tokenizer(directory(tmp_path, dict(reversed(spec.items())), **config))
+
+    again = changed(lambda spec: None, chat_template="{{ messages[0].content }}")
+    assert again.files != qwen.files and same_tokenizer(qwen, again)
+
+    assert not same_tokenizer(qwen, builtin_tokenizer())
+    # as many ids, two of which mean something else
+    assert not same_tokenizer(qwen, changed(lambda spec: spec["model"]["vocab"].update({"!": 1, "\"": 0})))
+    assert not same_tokenizer(qwen, changed(lambda spec: spec["added_tokens"][0].update(content="<|start|>")))
+    # the same bytes for each id, but "!" is a token of its own wherever it stands
+    bang = {**json.loads(qwen.files["tokenizer.json"])["added_tokens"][1], "id": 0, "content": "!"}
+    assert not same_tokenizer(qwen, changed(lambda spec: spec["added_tokens"].append(bang)))
 
 
 # ------------------------------------------------------------------------------------------------------ chat templates
