@@ -117,7 +117,8 @@ def main(argv=None) -> None:
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
     if first_step == 0 and config.eval_every and not config.data:
-        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
+        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                micro_batch_tokens=config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -169,7 +170,8 @@ def main(argv=None) -> None:
                 right += (h[0] > h[1]).sum().item()
             row["eval_pairs"] = right / len(held_out)
             if not config.data:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
         run.save(step, parts)
 

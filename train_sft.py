@@ -95,7 +95,7 @@ def main(argv=None) -> None:
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
                 row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS,
-                                                         micro_batch_tokens=config.micro_batch_tokens))
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         run.save(step, parts)
 
