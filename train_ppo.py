@@ -67,13 +67,17 @@ def main(argv=None) -> None:
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
+        run.note(model=start, data=config.data)
         reward, reward_model = load_reward(config.reward, config.data) if config.reward else None, None
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
             reward_model = load_scalar_model(path, torch.float32, device)[0]
+            run.note(reward_model=path)
         # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
         if config.critic not in ("", "policy"):
-            critic = load_scalar_model(model_directory(config.critic), torch.float32, device)[0]
+            path = model_directory(config.critic)
+            critic = load_scalar_model(path, torch.float32, device)[0]
+            run.note(critic=path)
         else:
             critic = copy.deepcopy(reward_model) if reward_model and not config.critic else ScalarModel(policy)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
