@@ -141,7 +141,7 @@ def main(argv=None) -> int:
                 shutil.rmtree("cut")
             shutil.rmtree("whole")
         os.chdir("/")
-    print(f"{arguments.kills} kills in {n_runs} runs of {len(RUNS)} scripts: {failed} runs differ, all could be resumed")
+    print(f"{arguments.kills} kills in {n_runs} runs and their extensions: {failed} runs differ, all could be resumed")
     return bool(failed)
 
 
