@@ -2,6 +2,7 @@
 import argparse
 import contextlib
 import csv
+import fcntl
 import functools
 import hashlib
 import inspect
@@ -27,9 +28,19 @@ from tqdm import tqdm
 from model import Transformer
 from pretrained import save_pretrained
 from rollout import rank, summed, world
+from tokenizer import FILES as TOKENIZER_FILES
 
-RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model")
-MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "resume", "overwrite"}                 # on --resume
+ALGORITHMS = ("sft", "rm", "dpo", "grpo", "ppo")
+# What a run directory holds; pairs.jsonl only where pairs are sampled.
+RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model",
+             "pairs.jsonl")
+# What load_pretrained reads of a model's directory.
+MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
+# Beside them in a run's model/: of which step it is.
+MODEL_NOTE = "run.json"
+# On --resume. Memory is what people turn down after they ran out of it: it changes no result.
+MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "micro_batch_tokens",
+              "grad_checkpoint", "resume", "overwrite"}
 BAD_STEPS = 5                                                                                       # in a row end a run
 
 
@@ -134,6 +145,8 @@ def resumed(config, given: dict):
         saved = json.loads(file.read_text(encoding="utf-8"))
         if saved.pop("algorithm") != config.algorithm:
             raise ValueError("another algorithm")
+        # Run compares the inputs; a run of before they were noted has none.
+        [note["sha256"] for note in saved.pop("inputs", {}).values()]
         old = type(config)(**{**saved, "out": config.out})
     except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         raise UserError(f"{file}: not the settings of a run of {config.algorithm}: {error!r}") from error
@@ -206,10 +219,10 @@ def pick_device(config) -> torch.device:
     return device
 
 
-def peak_memory_mb() -> float:
+def peak_memory_mb(device: torch.device) -> float:
     """The most memory that this process ever held: on a CUDA device its tensors, else all that is resident (on a Mac, MPS included)."""
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() / 2 ** 20
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2 ** 20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
 
 
@@ -241,12 +254,23 @@ def there(path: Path) -> bool:
 
 
 def trained(run: str, train, config) -> str:
-    """`run`, trained first by the script's main `train` if it isn't there, or finished if it was cut off."""
-    if not there(Path(run) / "model" / "config.json"):
+    """`run`, trained by the script's main `train` if it isn't there, or finished if it was cut off.
+
+    Of several processes that miss it, one trains it and the others wait. A run that is resumed
+    started from a `run` that was there: what is trained now may be another."""
+    model = Path(run) / "model" / "config.json"
+    if there(model):
+        return run
+    if getattr(config, "resume", False):
+        raise UserError(f"{run} is not there any more, "
+                        f"but the run in {run_path(config)} started from it")
+    lock_or_wait(Path(run))
+    if not there(model):
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
                *(["--resume"] if there(Path(run) / "config.json") else [])])
         pick_device(config)                                     # the nested run switched autocast as its own settings say
+    unlock(Path(run))
     return run
 
 
@@ -291,6 +315,91 @@ def save_figure(figure, file: Path, sources, **how) -> None:
     figure.savefig(file, metadata={"Sources": digest.hexdigest()}, **how)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a directory with all in it, or a link, but never what the link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# Run directories that this process trains into, and the descriptors that hold their locks.
+LOCKS: dict[Path, int] = {}
+
+
+def lock(path: Path, wait: bool = False) -> bool:
+    """Lock a directory until `unlock` or the end of this process, however it ends.
+
+    -> False if another process has it. flock takes the directory itself: no file is left behind."""
+    path = path.resolve()
+    if path in LOCKS:
+        return True
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    except OSError:                     # a file system that has no locks
+        pass
+    LOCKS[path] = descriptor
+    return True
+
+
+def unlock(*paths: Path) -> None:
+    for path in paths:
+        descriptor = LOCKS.pop(path.resolve(), None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+# A lock lasts while any process has its descriptor open: a reward function's own must not.
+os.register_at_fork(after_in_child=lambda: unlock(*LOCKS))
+
+
+@on_rank_0
+def lock_or_wait(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if not lock(path):
+        print(f"{path} is being trained by another process: waiting for it", flush=True)
+        lock(path, wait=True)
+
+
+def run_settings(path: Path) -> dict:
+    """What a run's config.json says, {} if there is none: a model has a config.json as well."""
+    try:
+        found = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("algorithm") in ALGORITHMS else {}
+
+
+def run_files(settings: dict) -> list[str]:
+    """The names in a run's directory that are its own, by its settings; none if there is no run."""
+    if not settings:
+        return []
+    samples_pairs = settings["algorithm"] in ("rm", "dpo") and not settings.get("data")
+    return [name for name in RUN_FILES if name != "pairs.jsonl" or samples_pairs]
+
+
+def model_step(run: Path) -> int:
+    """The step that a run's model/ is of; -1 if there is none, or one that doesn't say."""
+    try:
+        return int(json.loads((run / "model" / MODEL_NOTE).read_bytes())["step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return -1
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; of a model's directory, of the files that are read, names and contents."""
+    if path.is_dir():
+        files = sorted({file for pattern in MODEL_FILES for file in path.glob(pattern)})
+        listed = "".join(f"{digest(file)} {file.name}\n" for file in files)
+        return hashlib.sha256(listed.encode()).hexdigest()
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class Run:
     """A run directory and its progress bar. Nothing is written before `start`, when all input has been read and checked.
 
@@ -299,29 +408,104 @@ class Run:
 
     def __init__(self, config):
         self.config, self.path = config, run_path(config)
-        self.held = [name for name in RUN_FILES if there(self.path / name)]
+        self.own = run_files({"algorithm": config.algorithm, **asdict(config)})
         self.interrupted, self.skipped, self.bad_steps = False, 0, 0
+        self.finite = {}                # of this step, optimizer -> whether it made an update
+        self.inputs, self.made = {}, {}
+        settings, self.held, in_the_way = on_rank_0(self._look)()
+        self.noted = settings.get("inputs", {}) if config.resume else {}
+        # else it was killed before its first checkpoint
+        self.begun = config.resume and not set(self.held) <= {"config.json", "pairs.jsonl"}
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
             raise UserError(f"--out {self.path}: {existing} is not a directory that can be written to")
         if config.resume and config.overwrite:
             raise UserError("--resume and --overwrite are both given, expected one")
+        if in_the_way:
+            raise UserError(f"{self.path}: holds {', '.join(in_the_way)}, "
+                            "but no run's config.json: expected another --out")
         if self.held and not config.resume and not config.overwrite:
             raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): use --resume, --overwrite or another --out")
+
+    def _look(self):
+        """-> the settings of the run that is there or {}; its names; names that are in the way."""
+        settings = run_settings(self.path)
+        held = [name for name in run_files(settings) if os.path.lexists(self.path / name)]
+        others = [name for name in self.own if name not in held]
+        in_the_way = [name for name in others if os.path.lexists(self.path / name)]
+        return settings, held, in_the_way
+
+    @on_rank_0
+    def note(self, **inputs) -> None:
+        """Note what the run is made from, in its config.json: flag=path, "" for none.
+
+        UserError if the run would replace it, or if --resume finds something else there."""
+        for name, path in inputs.items():
+            if not path:
+                continue
+            flag = f"--{name.replace('_', '-')} {path}"
+            replaced = set() if self.config.resume else {*self.held, *self.own}
+            for own in replaced:
+                if Path(path).resolve().is_relative_to((self.path / own).resolve()):
+                    raise UserError(f"{flag}: is part of the run in {self.path}, "
+                                    "which would be replaced: expected another --out")
+            self._compare(name, flag, path)
+
+    def _compare(self, name: str, what: str, path) -> None:
+        found = {"path": str(path), "sha256": digest(Path(path))}
+        noted = self.noted.get(name, found)
+        if noted["sha256"] != found["sha256"]:
+            raise UserError(f"{what}: is not what the run in {self.path} was started with: "
+                            f"SHA-256 {found['sha256'][:8]}…, expected {noted['sha256'][:8]}…")
+        self.inputs[name] = found
+
+    def keep(self, name: str, make) -> str:
+        """The text of a file that a run makes once.
+
+        make() in a new run, for `start` to write; on --resume what it wrote."""
+        text = self._kept(name)
+        if text is None:
+            text = self.made[name] = make()
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            self.inputs[Path(name).stem] = {"path": str(self.path / name), "sha256": sha256}
+        return text
+
+    @on_rank_0
+    def _kept(self, name: str) -> str | None:
+        """None in a new run, and in one of before such files were written."""
+        file, noted = self.path / name, Path(name).stem
+        if not self.begun or noted not in self.noted:
+            return None
+        self._compare(noted, str(file), file)
+        return file.read_bytes().decode()
 
     def start(self, parts: dict, **values):
         """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
         step, sizes = 0, {}
-        for module in (m for part in parts.values() if isinstance(part, torch.nn.Module) for m in part.modules()):
+        models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
+        self.device = next(models[0].parameters()).device
+        for module in (m for model in models for m in model.modules()):
             if isinstance(module, Transformer):
                 module.grad_checkpoint = self.config.grad_checkpoint
         with user_errors():
-            if self.config.resume and self.held != ["config.json"]:                     # else it was killed before its first checkpoint
+            self._claim()
+            if self.begun:
                 step, values, sizes = self._load(parts)
             self._prepare(sizes)
         if step == 0:
             self._checkpoint(0, parts, values)
+        self.first_step = step
         return step, values
+
+    @on_rank_0
+    def _claim(self) -> None:
+        """Create the directory and lock it: the first look at it may be minutes old."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not lock(self.path):
+            raise UserError(f"{self.path}: another process is training into it")
+        if self.held != self._look()[1] and not self.config.resume:
+            raise UserError(f"{self.path}: holds a run already, which another process has just "
+                            "begun: expected another --out")
 
     def _load(self, parts):
         file = self.path / "checkpoint.pt"
@@ -334,7 +518,9 @@ class Run:
                 part.load_state_dict(state["parts"][name])
         except Exception as error:                                   # torch has no one class for a file that it can't read
             raise UserError(f"{file}: can't be resumed from: {type(error).__name__}: {first_line(error)}") from error
-        if step >= self.config.steps and (self.path / "model" / "config.json").is_file():
+        # A model/ of an earlier step was there before --steps was raised: this one isn't finished.
+        if min(step, model_step(self.path)) >= self.config.steps:
+            unlock(self.path)
             print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)
         return step, values, sizes
@@ -350,11 +536,17 @@ class Run:
                 os.truncate(self.path / name, size)
             else:
                 (self.path / name).unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+        # The old config.json stays until the new one takes its place: after a kill in between, this
+        # would else be no run, and could not be overwritten.
         for name in self.held if self.config.overwrite else ():
-            shutil.rmtree(self.path / name) if (self.path / name).is_dir() else (self.path / name).unlink()
+            if name != "config.json":
+                remove(self.path / name)
         settings = {name: value for name, value in asdict(self.config).items() if name not in ("resume", "overwrite")}
-        self._write("config.json", lambda f: f.write(json.dumps({"algorithm": self.config.algorithm, **settings}, indent=1).encode() + b"\n"))
+        settings = {"algorithm": self.config.algorithm, **settings, "inputs": self.inputs}
+        text = json.dumps(settings, indent=1) + "\n"
+        self._write("config.json", lambda f: f.write(text.encode()))
+        for name, text in self.made.items():
+            self._write(name, lambda f: f.write(text.encode()))
 
     def save(self, step: int, parts: dict, **values) -> None:
         """A checkpoint after this step, which counts from 0, if one is due; the end of the run if Ctrl-C was pressed."""
@@ -381,7 +573,7 @@ class Run:
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write(self, name: str, write) -> None:
-        part = self.path / (name + ".part")
+        part = self.path / f".{name}.unfinished"
         with self._writing(part.name):
             with open(part, "wb") as f:
                 write(f)
@@ -391,13 +583,13 @@ class Run:
 
     @contextlib.contextmanager
     def _writing(self, name: str):
-        """Around the writing of a file: a full disk is one line and status 1, and no half of a .part is left to fill it."""
+        """Around the writing of a file: a full disk is one line, status 1, no half file stays."""
         file = self.path / name
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
-            if name.endswith(".part"):
-                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+            if name.endswith(".unfinished"):
+                remove(file)
             raise UserError(f"{file}: can't be written: {first_line(error)}; the last checkpoint stands for --resume", status=1) from error
 
     def steps(self, first: int):
@@ -427,6 +619,7 @@ class Run:
         for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
             p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
+        self.finite[optimizer] = self.finite.get(optimizer, False) or math.isfinite(norm)
         if 0 < norm < math.inf:
             optimizer.step()
         elif norm != 0:
@@ -439,16 +632,21 @@ class Run:
     @on_rank_0
     def log(self, row: dict, shown: dict) -> None:
         """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
-        row = {**row, "skipped_updates": self.skipped, "peak_memory_mb": peak_memory_mb()}
+        row = {**row, "skipped_updates": self.skipped}
+        row["peak_memory_mb"] = peak_memory_mb(self.device)
         with self._writing("metrics.csv"), open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
             if f.tell() == 0:
                 writer.writerow(row)
             writer.writerow(f"{float(v):.6g}" if v != "" else "" for v in row.values())
         self.bar.set_postfix_str("  ".join([f"{name} {value}" for name, value in shown.items()] + trouble(row)))
-        self.bad_steps, self.skipped = (self.bad_steps + 1 if self.skipped else 0), 0
+        # A step in which an optimizer made some of its updates is a good one.
+        self.bad_steps = 0 if all(self.finite.values()) else self.bad_steps + 1
+        self.skipped, self.finite = 0, {}
         if self.bad_steps == BAD_STEPS:
-            raise UserError(f"{self.path}: no finite gradient in {BAD_STEPS} steps in a row; the last checkpoint stands", status=1)
+            raise UserError(f"{self.path}: in each of the last {BAD_STEPS} steps an optimizer made "
+                            "no update, as no gradient for it was finite; "
+                            "the last checkpoint stands", status=1)
 
     @on_rank_0
     def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
@@ -485,17 +683,22 @@ class Run:
 
     @on_rank_0
     def finish(self, model, tokenizer, panels: dict[str, list[str]]) -> None:
-        """The end of a run: curves.png, and model/, which is there only when it is whole."""
+        """The end of a run: curves.png, and model/, which is whole and says of which step it is."""
         self.plot(panels)
-        part, old, final = (self.path / name for name in ("model.part", "model.old", "model"))
-        for leftover in (part, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-        with self._writing(part.name):
-            save_pretrained(model, tokenizer, part)
-            for file in part.iterdir():
+        names = (".model.unfinished", ".model.replaced", "model")
+        new, old, final = (self.path / name for name in names)
+        note = {"algorithm": self.config.algorithm, "step": max(self.first_step, self.config.steps)}
+        with self._writing(new.name):
+            # a killed run's
+            remove(new)
+            remove(old)
+            save_pretrained(model, tokenizer, new)
+            (new / MODEL_NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+            for file in new.iterdir():
                 sync(file)
-            if final.exists():
+            if os.path.lexists(final):
                 os.replace(final, old)
-            os.replace(part, final)
+            os.replace(new, final)
             sync(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+            remove(old)
+        unlock(self.path)

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 
-from common import (UserError, model_directory, parse, pick_device, refuse, script, setting,
-                    torch_rng, user_errors)
+from common import (UserError, model_directory, parse, pick_device, refuse, run_settings, script,
+                    setting, torch_rng, user_errors)
 from data import (encode_prompt, held_out_problems, hold_out, load_reward, read_prompts,
                   reward_answers)
 from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
-from tokenizer import parse_object, same_tokenizer
+from tokenizer import same_tokenizer
 
 
 def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None,
@@ -94,13 +94,6 @@ class Config:
         if self.chat:
             refuse(given, "data", "reward", "problems", "samples", "reference", "json",
                    why="with --chat")
-
-
-def run_settings(path: str) -> dict:
-    """What a run was started with, from its config.json; nothing of a plain model directory."""
-    file = Path(path) / "config.json"
-    settings = parse_object(file.read_bytes(), file) if file.is_file() else {}
-    return settings if "algorithm" in settings else {}
 
 
 def started_from(run: dict) -> str:
@@ -180,7 +173,7 @@ def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():
-        run = run_settings(path)
+        run = run_settings(Path(path))
         if run.get("algorithm") == "rm":
             raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
                              "run or model directory")

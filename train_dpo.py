@@ -92,7 +92,8 @@ def main(argv=None) -> None:
     with user_errors():
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        train, held_out = load_pairs(config, policy, tokenizer)
+        run.note(model=start, data=config.data)
+        train, held_out = load_pairs(config, policy, tokenizer, run)
         longest = policy.config.max_seq_len - config.max_new_tokens
         problems = None if config.data else held_out_problems(config.eval_problems, tokenizer, longest)
         sides = ("chosen", "rejected")

@@ -133,6 +133,7 @@ def main(argv=None) -> None:
     with user_errors():
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
+        run.note(model=start, data=config.data)
         reward = load_reward(config.reward or "verifier", config.data)
         batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
     moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow

@@ -84,20 +84,24 @@ def main(argv=None) -> None:
     with user_errors():
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
+        run.note(model=start, data=config.data)
         reward, reward_model = load_reward(config.reward, config.data) if config.reward else None, None
 
-        def load_scores(flag, path):
+        def load_scores(role, path):
             """A reward model or critic that reads the policy's tokens."""
             model, its_tokenizer = load_scalar_model(path, torch.float32, device)
             if not same_tokenizer(tokenizer, its_tokenizer):
-                raise UserError(f"{flag} {path}: its tokenizer is not that of the policy ({start}), expected the same")
+                raise UserError(f"--{role.replace('_', '-')} {path}: its tokenizer is not that of the policy ({start}), "
+                                "expected the same")
+            run.note(**{role: path})
             return model
+
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
-            reward_model = load_scores("--reward-model", path)
+            reward_model = load_scores("reward_model", path)
         # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
         if config.critic not in ("", "policy"):
-            critic = load_scores("--critic", model_directory(config.critic))
+            critic = load_scores("critic", model_directory(config.critic))
         else:
             critic = copy.deepcopy(reward_model) if reward_model and not config.critic else ScalarModel(policy)
         contexts = [model.config.max_seq_len for model in (policy, critic, reward_model) if model]

@@ -5,6 +5,7 @@
 The score is read at the last token of an answer. On the built-in task the pairs are the SFT model's own samples: two answers
 to one prompt, the one that the verifier calls right is the chosen one. The reward model sees only such pairs, as it would see people's.
 """
+import json
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,7 +39,8 @@ class Config(RunConfig):
             refuse(given, "pairs", "max_new_tokens", why="with --data, where no pairs are sampled")
 
 
-def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False) -> list[dict]:
+def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False,
+                 micro_batch_tokens: int = 8192) -> list[dict]:
     """n pairs for the built-in task: two samples for one prompt, of which the verifier calls one right and the other wrong.
 
     {"prompt", "chosen", "rejected"}: ids, stop token included. Cut-off answers are left out: they can't be told from unfinished ones."""
@@ -47,7 +49,7 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
         problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
         examples = [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems for _ in range(2)]
         rewards, responses, finished, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
-                                                 torch_rng(seed, block, f"pairs {held_out}"))
+                                                 torch_rng(seed, block, f"pairs {held_out}"), micro_batch_tokens)
         for i in range(0, len(examples), 2):
             if finished[i] and finished[i + 1] and rewards[i] != rewards[i + 1]:
                 right, wrong = (i, i + 1) if rewards[i] else (i + 1, i)
@@ -57,11 +59,29 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
     raise UserError(f"found {len(pairs)} prompts with a right and a wrong answer in {(block + 1) * 256} tries, expected {n}")
 
 
-def load_pairs(config, policy, tokenizer) -> tuple[list[dict], list[dict]]:
-    """Pairs of ids to train on and to evaluate on: sampled from the policy, or from a JSONL file."""
+def sampled_pairs(config, policy, tokenizer) -> str:
+    """All pairs for the built-in task, a JSON object a line.
+
+    Texts to look at, whether it is held out, and the ids that are learned from."""
+    lines = []
+    for held_out, n, seed in ((False, config.pairs, config.seed), (True, config.eval_problems, 0)):
+        for ids in sample_pairs(policy, tokenizer, n, seed, config.max_new_tokens, held_out,
+                                config.micro_batch_tokens):
+            # The answers' texts are without the stop token.
+            chosen, rejected = (tokenizer.decode(ids[side][:-1]) for side in ("chosen", "rejected"))
+            row = {"prompt": tokenizer.decode(ids["prompt"]), "chosen": chosen,
+                   "rejected": rejected, "held_out": held_out, "ids": ids}
+            lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def load_pairs(config, policy, tokenizer, run) -> tuple[list[dict], list[dict]]:
+    """Pairs of ids to train on and to evaluate on: sampled once a run, or from a JSONL file."""
     if not config.data:
-        return (sample_pairs(policy, tokenizer, config.pairs, config.seed, config.max_new_tokens),
-                sample_pairs(policy, tokenizer, config.eval_problems, 0, config.max_new_tokens, held_out=True))
+        text = run.keep("pairs.jsonl", lambda: sampled_pairs(config, policy, tokenizer))
+        rows = [json.loads(line) for line in text.split("\n") if line]
+        train = [row["ids"] for row in rows if not row["held_out"]]
+        return train, [row["ids"] for row in rows if row["held_out"]]
     context = policy.config.max_seq_len
     examples = encode(read_jsonl(config.data, ("prompt", "chosen", "rejected")), config.data, lambda e: {
         "prompt": encode_prompt(tokenizer, e["prompt"]),
@@ -95,7 +115,8 @@ def main(argv=None) -> None:
     with user_errors():
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
-        train, held_out = load_pairs(config, policy, tokenizer)
+        run.note(model=start, data=config.data)
+        train, held_out = load_pairs(config, policy, tokenizer, run)
     reward_model = ScalarModel(policy)
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     parts = {"reward_model": reward_model, "optimizer": optimizer}

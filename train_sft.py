@@ -46,11 +46,14 @@ def main(argv=None) -> None:
     # 1. The model, and a function from a step to its examples: (prompt ids, answer ids), and further turns
     with user_errors():
         if config.model:
-            policy, tokenizer = load_pretrained(model_directory(config.model), torch.float32, device)
+            start = model_directory(config.model)
+            policy, tokenizer = load_pretrained(start, torch.float32, device)
+            run.note(model=start)
         else:
             tokenizer = builtin_tokenizer()
             policy = Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device)
         context = policy.config.max_seq_len
+        run.note(data=config.data)
         if config.data:
             examples = read_demonstrations(config.data, tokenizer, context)
             train, held_out = hold_out(examples, config.data, config.eval_problems)

@@ -37,9 +37,11 @@ MEASURED = {"seconds", "tokens_per_second", "peak_memory_mb"}                # c
 
 def result(run) -> dict:
     """What must be equal in equal runs: the files' names, metrics without what was measured, samples, the model's bytes."""
+    def text(name):
+        return (run / name).read_text() if (run / name).exists() else ""
     return {"names": sorted(p.name for p in run.iterdir()),
             "metrics": [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run)],
-            "samples": (run / "samples.txt").read_text() if (run / "samples.txt").exists() else "",
+            "samples": text("samples.txt"), "pairs": text("pairs.jsonl"),
             "model": (run / "model" / "model.safetensors").read_bytes()}
 
 

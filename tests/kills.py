@@ -1,12 +1,16 @@
 """Kill training at random moments, resume it, and compare with the run that was never stopped: metrics, samples and weights, bit for bit.
 
-    python tests/kills.py                    100 kills (SIGKILL), spread over the five scripts; status 1 if a run differs
+    python tests/kills.py                    100 kills (SIGKILL), over all scripts; status 1 if a run differs
     python tests/kills.py --kills 5          the short version that pytest runs
+
+Half of the kills fall into a finished run that is extended (--resume --steps M), whose old model/
+is still there.
 
 Each run is a fork of this process, which has imported everything and computed nothing: starting one costs no time, so kills fall
 into the training, the writing of checkpoints and the saving of the model, not into imports.
 """
 import argparse
+import json
 import os
 import random
 import shutil
@@ -30,11 +34,24 @@ from conftest import result, write_tiny_task  # noqa: E402
 
 RL = ["--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--steps", "6", "--save-every", "1",
       "--eval-every", "2", "--kl-target", "0.5"]
-PAIRS = ["--model", "sft", "--data", "pairs.jsonl", "--steps", "8", "--batch-size", "8", "--save-every", "1", "--eval-every", "4"]
+PAIRS = ["--model", "sft", "--steps", "8", "--batch-size", "8", "--save-every", "1",
+         "--eval-every", "4"]
+DATA = ["--data", "pairs.jsonl"]
 RUNS = {"sft": (train_sft, ["--model", "random", "--data", "sft.jsonl", "--steps", "12", "--batch-size", "8", "--save-every", "1"]),
-        "rm": (train_rm, PAIRS), "dpo": (train_dpo, PAIRS),
+        "rm": (train_rm, [*PAIRS, *DATA]), "dpo": (train_dpo, [*PAIRS, *DATA]),
         "grpo": (train_grpo, [*RL, "--prompts-per-step", "4", "--group-size", "4", "--ref-ema", "0.9"]),
-        "ppo": (train_ppo, [*RL, "--prompts-per-step", "16"])}
+        "ppo": (train_ppo, [*RL, "--prompts-per-step", "16"]),
+        "rm on sampled pairs": (train_rm, [*PAIRS, "--pairs", "40", "--eval-problems", "8"])}
+
+
+def sample_pairs(policy, tokenizer, n, seed, max_new_tokens, held_out=False, micro_batch_tokens=0):
+    """In place of train_rm's: the tiny model is never right."""
+    pairs = []
+    for i in range(n):
+        answers = [tokenizer.encode(f"{i}{last}") + [tokenizer.eos_id] for last in ("a", "b")]
+        prompt = tokenizer.encode(f"{i}+{int(held_out)}=")
+        pairs.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[1]})
+    return pairs
 
 
 def start(function, *arguments) -> int:
@@ -64,6 +81,35 @@ def finish(child: int, what: str) -> None:
         raise SystemExit(f"{what}: ended with status {status}:\n{Path('log.txt').read_text()}")
 
 
+def whole_run(script, flags: list[str], name: str) -> tuple[float, dict]:
+    """A run, or the extension of one, that nothing happens to. -> seconds, result"""
+    started = time.perf_counter()
+    finish(start(script.main, ["--out", "whole", *flags]), name)
+    return time.perf_counter() - started, result(Path("whole"))
+
+
+def steps(flags: list[str]) -> int:
+    return int(flags[flags.index("--steps") + 1])
+
+
+def go_on(flags: list[str]) -> list[str]:
+    """What the next process is given: plain --resume as soon as config.json has the steps."""
+    settings = Path("cut/config.json")
+    begun = settings.exists() and json.loads(settings.read_text())["steps"] == steps(flags)
+    return ["--resume"] if begun else flags
+
+
+def cut(script, flags: list[str], n: int, duration: float, rng) -> int:
+    """Kill a run n times. -> how many times that was before its end"""
+    killed = 0
+    for _ in range(n):
+        child = start(script.main, ["--out", "cut", *go_on(flags)])
+        time.sleep(rng.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    return killed
+
+
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -73,26 +119,29 @@ def main(argv=None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         finish(start(write_tiny_task, Path(folder)), "the start")
+        train_rm.sample_pairs = sample_pairs
         for i, (name, (script, flags)) in enumerate(RUNS.items()):
-            started = time.perf_counter()
-            finish(start(script.main, [*flags, "--out", f"whole-{name}"]), name)
-            duration, expected = time.perf_counter() - started, result(Path(f"whole-{name}"))
             kills = arguments.kills // len(RUNS) + (i < arguments.kills % len(RUNS))
+            if not kills:
+                continue
+            more = ["--resume", "--steps", str(steps(flags) + 3)]
+            whole = [whole_run(script, flags, name), whole_run(script, more, name)]
             while kills:
-                shutil.rmtree("cut", ignore_errors=True)
-                for _ in range(min(kills, rng.randint(1, 4))):
-                    child = start(script.main, ["--out", "cut", *(["--resume"] if Path("cut/config.json").exists() else flags)])
-                    time.sleep(rng.uniform(0, duration))
-                    os.kill(child, signal.SIGKILL)
-                    kills -= os.waitpid(child, 0)[1] == signal.SIGKILL        # 0 if it had finished before
-                finish(start(script.main, ["--out", "cut", *(["--resume"] if Path("cut/config.json").exists() else flags)]), f"{name}, resumed")
+                n = min(kills, rng.randint(1, 4))
+                first = rng.randint(0, n)
+                for what, count, (seconds, expected) in zip((flags, more), (first, n - first), whole):
+                    kills -= cut(script, what, count, seconds, rng)
+                    finish(start(script.main, ["--out", "cut", *go_on(what)]), f"{name}, resumed")
+                    found = result(Path("cut"))
+                    differ = [part for part, value in found.items() if value != expected[part]]
+                    if differ:
+                        failed += 1
+                        print(f"{name}: {', '.join(differ)} differ from the unstopped run")
                 n_runs += 1
-                differ = [part for part, value in result(Path("cut")).items() if value != expected[part]]
-                if differ:
-                    failed += 1
-                    print(f"{name}: {', '.join(differ)} differ from the run that was never stopped")
+                shutil.rmtree("cut")
+            shutil.rmtree("whole")
         os.chdir("/")
-    print(f"{arguments.kills} kills in {n_runs} runs of {len(RUNS)} scripts: {failed} runs differ, all could be resumed")
+    print(f"{arguments.kills} kills in {n_runs} runs and their extensions: {failed} runs differ, all could be resumed")
     return bool(failed)
 
 

@@ -55,6 +55,7 @@ DATA = {                                   # name: a JSONL file's bytes
     "answer_list": b'{"prompt": "a", "answer": ["7"]}', "answer_true": b'{"prompt": "a", "answer": true}',
     "answer_null": b'{"prompt": "a", "answer": null}', "answer_blank": b'{"prompt": "a", "answer": " $."}',
     "messages_text": b'{"messages": "a"}', "messages_chat": b'{"messages": [{"role": "assistant", "content": "a"}]}',
+    "pairs": "\n".join(good(20)).encode(),
     "long": json.dumps({"prompt": "a" * 100, "completion": "b", "chosen": "a", "rejected": "b"}).encode()}
 
 
@@ -118,7 +119,27 @@ def bad(place, tmp_path_factory):
     (run("settings_other") / "config.json").write_text('{"algorithm": "grpo", "colour": "red"}')
     (run("metrics_cut") / "metrics.csv").write_text("step\n")
     shutil.rmtree(run("unfinished") / "model")
+    model("hf")
+    (path / "csv").mkdir()
+    (path / "csv" / "metrics.csv").write_text("mine")
+    (path / "model_only" / "model").mkdir(parents=True)
+    (path / "model_only" / "model" / "thesis.txt").write_text("mine")
+    (path / "dataset").mkdir()
+    (path / "dataset" / "pairs.jsonl").write_text("mine")
+    (path / "app").mkdir()
+    (path / "app" / "config.json").write_text('{"algorithm": "AES"}')
+    policy, tokenizer = load_pretrained(place / "sft" / "model")
+    save_pretrained(ScalarModel(policy), tokenizer, path / "scores")
+    save_pretrained(ScalarModel(policy), tokenizer, run("scored") / "model")
+    shutil.copy(path / "pairs.jsonl", run("data_inside") / "samples.txt")
+    (path / "link").symlink_to(path / "run")
     return path
+
+
+AGAIN = ["--overwrite", "--steps", "1"]
+# Directories that hold no run, and the file that a run's would replace.
+NO_RUNS = (("hf", "config.json"), ("app", "config.json"), ("csv", "metrics.csv"),
+           ("model_only", "model"))
 
 
 def every(scripts, flags, message):
@@ -251,6 +272,28 @@ CASES = [
     (GRPO, ["--out", "{bad}/settings_cut", "--resume"], "settings_cut/config.json: not the settings of a run of grpo"),
     (GRPO, ["--out", "{bad}/settings_other", "--resume"], "settings_other/config.json: not the settings of a run of grpo"),
     (GRPO, ["--out", "{bad}/metrics_cut", "--resume", "--steps", "4"], "metrics.csv: has 5 bytes, expected"),
+    # what isn't a run's stays, also with --overwrite
+    *[(script, ["--out", f"{{bad}}/{name}", *more], f"{name}: holds {file}, but no run's config")
+      for name, file in NO_RUNS for script in (SFT, GRPO) for more in ([], AGAIN)],
+    *every([RM, DPO], ["--out", "{bad}/dataset", *AGAIN], "holds pairs.jsonl, but no run's config"),
+    (SFT, ["--out", "{bad}/hf", "--resume"], "config.json: not the settings of a run of sft"),
+    # nor does a run replace what it starts from
+    *every(SCRIPTS, ["--out", "{bad}/run", *AGAIN, "--model", "{bad}/run"],
+           "--model {bad}/run/model: is part of the run in {bad}/run, which would be replaced"),
+    *every(SCRIPTS, ["--out", "{bad}/run", *AGAIN, "--model", "{bad}/run/model"],
+           "--model {bad}/run/model: is part of the run in"),
+    (GRPO, ["--out", "{bad}/link", *AGAIN, "--model", "{bad}/run"],
+     "--model {bad}/run/model: is part of the run in {bad}/link"),
+    (GRPO, ["--out", "{bad}/run", *AGAIN, "--model", "{bad}/link"],
+     "--model {bad}/link/model: is part of the run in {bad}/run"),
+    *every([SFT, RM, DPO],
+           ["--out", "{bad}/data_inside", *AGAIN, "--data", "{bad}/data_inside/samples.txt"],
+           "--data {bad}/data_inside/samples.txt: is part of the run in {bad}/data_inside"),
+    (PPO, ["--out", "{bad}/scored", *AGAIN, "--reward-model", "{bad}/scored"],
+     "--reward-model {bad}/scored/model: is part of the run"),
+    (PPO, ["--out", "{bad}/scored", *AGAIN, "--critic", "{bad}/scored",
+           "--reward-model", "{bad}/scores"],
+     "--critic {bad}/scored/model: is part of the run"),
     # evaluate.py
     (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),

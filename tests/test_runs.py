@@ -1,7 +1,9 @@
 """What a run survives: kills, Ctrl-C, numbers gone wrong, a full disk. And that the same command gives the same numbers."""
 import csv
+import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,14 +13,23 @@ import pytest
 import torch
 from conftest import result
 
+import common
+import train_dpo
 import train_grpo
+import train_ppo
+import train_rm
 import train_sft
-from common import script, trouble
-from pretrained import load_pretrained
+from common import Run, UserError, script, trouble
+from model import ScalarModel
+from pretrained import load_pretrained, save_pretrained
 
 def flags(place, out, *more):
     return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--out", str(out),
             "--max-new-tokens", "6", "--prompts-per-step", "4", "--group-size", "4", "--steps", "6", "--eval-every", "2", "--save-every", "0", *more]
+
+
+NO_UPDATE = ("in each of the last 5 steps an optimizer made no update, "
+             "as no gradient for it was finite")
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +39,18 @@ def whole(place):
     return result(place / "whole")
 
 
-def at_step(monkeypatch, n, action):
-    """Do `action` when the n-th rollout begins, counted from 1. -> a list with the count"""
-    count, generate = [0], train_grpo.generate
+def at_step(monkeypatch, n, action, module=train_grpo, name="generate"):
+    """Do `action` when the n-th rollout, or call of a script's `name`, begins, counted from 1.
+
+    -> a list with the count"""
+    count, function = [0], getattr(module, name)
 
     def counted(*arguments, **named):
         count[0] += 1
         if count[0] == n:
             action()
-        return generate(*arguments, **named)
-    monkeypatch.setattr(train_grpo, "generate", counted)
+        return function(*arguments, **named)
+    monkeypatch.setattr(module, name, counted)
     return count
 
 
@@ -105,9 +118,41 @@ def test_five_bad_steps_end_the_run_and_the_checkpoint_stands(place, tmp_path, m
     run = tmp_path / "run"
     lose(monkeypatch, lambda step: step > 1)
     status, error = stopped(lambda: train_grpo.main(flags(place, run, "--minibatches", "1", "--steps", "20", "--save-every", "1")), capsys)
-    assert status == 1 and "no finite gradient in 5 steps in a row" in error.splitlines()[-1]
+    assert status == 1 and NO_UPDATE in error.splitlines()[-1]
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     assert state["step"] == 5 and all(x.isfinite().all() for x in state["parts"]["policy"].values())
+
+
+def test_a_step_with_one_good_update_is_not_a_bad_one(place, tmp_path, monkeypatch):
+    run, count, update = tmp_path / "run", [0], Run.update
+
+    def every_second(self, optimizer, model):
+        if count[0] % 2:
+            model.norm.weight.grad.fill_(float("nan"))
+        count[0] += 1
+        return update(self, optimizer, model)
+    monkeypatch.setattr(Run, "update", every_second)
+    train_grpo.main(flags(place, run, "--minibatches", "2", "--steps", "7", "--eval-every", "0"))
+    with open(run / "metrics.csv", newline="") as f:
+        assert [row["skipped_updates"] for row in csv.DictReader(f)] == ["1"] * 7
+
+
+@pytest.mark.parametrize("lost", ["ppo_policy_loss", "value_loss"])
+def test_ppo_ends_when_one_optimizer_gets_nothing(place, tmp_path, monkeypatch, capsys, lost):
+    """The other one, whose gradients are finite, must not hide it."""
+    loss = getattr(train_ppo, lost)
+
+    def broken(*arguments, **named):
+        value, stats = loss(*arguments, **named)
+        return value * float("nan"), stats
+    monkeypatch.setattr(train_ppo, lost, broken)
+    rl = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+          "--out", str(tmp_path / "run"), "--reward", f"{place / 'reward.py'}:vowels",
+          "--max-new-tokens", "6", "--prompts-per-step", "8", "--steps", "9",
+          "--critic-warmup", "0"]
+    status, error = stopped(lambda: train_ppo.main(rl), capsys)
+    assert status == 1 and NO_UPDATE in error.splitlines()[-1]
+    assert len(common.read_metrics(tmp_path / "run")) == 5
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(place, whole, tmp_path, monkeypatch, capsys):
@@ -117,7 +162,8 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(place, whole, 
         status, error = stopped(lambda: train_grpo.main(flags(place, run, "--save-every", "2")), capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert status == 1 and f"{run}/checkpoint.pt.part: can't be written: " in error.splitlines()[-1]
+    written = f"{run}/.checkpoint.pt.unfinished: can't be written: "
+    assert status == 1 and written in error.splitlines()[-1]
     assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "config.json", "metrics.csv", "samples.txt"]
     train_grpo.main(["--out", str(run), "--resume"])
     assert result(run) == whole
@@ -125,11 +171,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(place, whole, 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(place, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    def killed(*arguments):
-        raise KeyboardInterrupt
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_grpo.Run, "_checkpoint", killed)
-        train_grpo.main(flags(place, run))
+    kill_in(monkeypatch, "_checkpoint", train_grpo.main, flags(place, run))
     assert [p.name for p in run.iterdir()] == ["config.json"]
     train_grpo.main(["--out", str(run), "--resume"])
     assert result(run) == whole
@@ -141,7 +183,433 @@ def test_steps_may_change_on_resume_and_sft_goes_on_too(place, tmp_path):
     train_sft.main(["--out", str(run), "--resume", "--steps", "5"])
     with open(run / "metrics.csv", newline="") as f:
         assert [row["step"] for row in csv.DictReader(f)] == ["1", "2", "3", "4", "5"]
-    assert not (run / "model.old").exists()
+
+
+# ------------------------------------------------------------- what --resume goes on from
+
+def sft(place, out, *more):
+    return ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--out", str(out),
+            "--batch-size", "8", *more]
+
+
+def killed(*arguments, **named):
+    raise KeyboardInterrupt
+
+
+def kill_in(monkeypatch, function, main, flags):
+    """Run main(flags) until Run's `function` is called, as a kill would end it."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, function, killed)
+        main(flags)
+
+
+def everything(*roots):
+    return {p: p.read_bytes() for root in roots for p in root.rglob("*") if p.is_file()}
+
+
+def test_an_older_model_does_not_make_a_longer_run_finished(place, tmp_path, monkeypatch, capsys):
+    """A finished run that is extended, and killed after its last checkpoint, has its old model/."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        train_sft.main(sft(place, run, "--steps", "3"))
+    train_sft.main(["--out", str(whole), "--resume", "--steps", "5"])
+    kill_in(monkeypatch, "finish", train_sft.main, ["--out", str(cut), "--resume", "--steps", "5"])
+    assert torch.load(cut / "checkpoint.pt", weights_only=True)["step"] == 5
+    train_sft.main(["--out", str(cut), "--resume"])
+    assert result(cut) == result(whole)
+    status, _ = stopped(lambda: train_sft.main(["--out", str(cut), "--resume"]), capsys)
+    assert not status and result(cut) == result(whole)
+
+
+def test_a_model_that_does_not_say_of_which_step_it_is_is_written_anew(place, tmp_path):
+    run = tmp_path / "run"
+    train_sft.main(sft(place, run, "--steps", "3"))
+    good = result(run)
+    (run / "model" / "run.json").unlink()
+    (run / "model" / "model.safetensors").write_bytes(b"of an unknown step")
+    train_sft.main(["--out", str(run), "--resume"])
+    assert result(run) == good
+    assert json.loads((run / "model" / "run.json").read_text()) == {"algorithm": "sft", "step": 3}
+
+
+@pytest.fixture
+def inputs(place, tmp_path):
+    """Copies of what a run starts from, to be changed."""
+    for name in ("sft.jsonl", "reward.py"):
+        shutil.copy(place / name, tmp_path / name)
+    shutil.copytree(place / "sft" / "model", tmp_path / "start")
+    policy, tokenizer = load_pretrained(tmp_path / "start")
+    for name in ("scores", "values"):
+        save_pretrained(ScalarModel(policy), tokenizer, tmp_path / name)
+    return tmp_path
+
+
+def ppo(inputs, *more):
+    return ["--model", str(inputs / "start"), "--data", str(inputs / "sft.jsonl"),
+            "--out", str(inputs / "run"), "--max-new-tokens", "6", "--prompts-per-step", "4",
+            "--steps", "1", "--eval-every", "0", *more]
+
+
+def damage(file):
+    """Change the last byte, as little as another file can differ."""
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+SCORES = "--reward-model {0}/scores --critic {0}/values"
+SCORED = {"model": "start", "data": "sft.jsonl", "reward_model": "scores", "critic": "values"}
+
+
+def test_a_run_notes_what_it_was_made_from(inputs):
+    train_ppo.main(ppo(inputs, *SCORES.format(inputs).split()))
+    noted = json.loads((inputs / "run" / "config.json").read_text())["inputs"]
+    paths = {name: note["path"] for name, note in noted.items()}
+    assert paths == {name: str(inputs / file) for name, file in SCORED.items()}
+    assert all(len(note["sha256"]) == 64 for note in noted.values())
+
+
+def test_of_a_run_the_directory_that_was_loaded_is_noted(place, tmp_path):
+    train_grpo.main(flags(place, tmp_path / "run", "--steps", "1"))
+    noted = json.loads((tmp_path / "run" / "config.json").read_text())["inputs"]
+    assert {name: note["path"] for name, note in noted.items()} == {
+        "model": str(place / "sft" / "model"), "data": str(place / "sft.jsonl")}
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_resume_refuses_other_inputs_by_name(inputs, capsys, name):
+    run, file = inputs / "run", inputs / SCORED[name]
+    again = lambda: train_ppo.main(["--out", str(run), "--resume", "--steps", "2"])
+    train_ppo.main(ppo(inputs, *SCORES.format(inputs).split()))
+    damage(file / "model.safetensors" if file.is_dir() else file)
+    before = everything(inputs)
+    capsys.readouterr()
+    status, error = stopped(again, capsys)
+    assert status == 2 and error.count("\n") == 1
+    flag = f"--{name.replace('_', '-')}"
+    assert f"{flag} {file}: is not what the run in {run} was started with" in error
+    assert everything(inputs) == before
+
+
+def test_resume_accepts_what_changes_no_input(inputs):
+    """A mended reward function; what else lies by a model; and if a run notes no inputs, all."""
+    reward = inputs / "reward.py"
+    train_ppo.main(ppo(inputs, "--reward", f"{reward}:vowels"))
+    reward.write_text(reward.read_text() + "# mended\n")
+    (inputs / "start" / "README.md").write_text("# A model")
+    train_ppo.main(["--out", str(inputs / "run"), "--resume", "--steps", "2"])
+    settings = json.loads((inputs / "run" / "config.json").read_text())
+    del settings["inputs"]
+    (inputs / "run" / "config.json").write_text(json.dumps(settings))
+    damage(inputs / "start" / "model.safetensors")
+    train_ppo.main(["--out", str(inputs / "run"), "--resume", "--steps", "3"])
+    assert torch.load(inputs / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+def test_resume_does_not_train_what_the_run_started_from(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(place / "sft", "runs/sft")
+    quick = ["--steps", "1", "--batch-size", "4", "--data", str(place / "pairs.jsonl")]
+    train_rm.main(quick)
+    shutil.rmtree("runs/sft")
+    status, error = stopped(lambda: train_rm.main(["--resume", "--steps", "2"]), capsys)
+    assert status == 2
+    assert "runs/sft is not there any more, but the run in runs/rm started from it" in error
+    assert not Path("runs/sft").exists()
+
+
+def test_memory_may_be_turned_down_on_resume(place, whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    kill_in(monkeypatch, "steps", train_grpo.main, flags(place, run))
+    memory = ["--micro-batch-tokens", "4096", "--grad-checkpoint"]
+    train_grpo.main(["--out", str(run), "--resume", *memory])
+    assert result(run) == whole
+    assert json.loads((run / "config.json").read_text())["grad_checkpoint"] is True
+
+
+# ------------------------------------------------------------- sampled pairs
+
+def other_pairs_each_time(monkeypatch):
+    """Let the sampler find other pairs at every call, as on a machine that rounds differently.
+
+    -> the calls so far, a list"""
+    calls = []
+
+    def sample(policy, tokenizer, n, seed, max_new_tokens, held_out=False):
+        generator, pairs = torch.Generator().manual_seed(len(calls)), []
+        for a, b, c in torch.randint(1, 99, (n, 3), generator=generator).tolist():
+            texts = [f"<think>{a}</think>{x}<|endoftext|>" for x in (b, c + 100)]
+            chosen, rejected = (tokenizer.encode(text, special=True) for text in texts)
+            prompt = tokenizer.encode(f"{a}+{b}+{c}=")
+            pairs.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+        calls.append(held_out)
+        return pairs
+    monkeypatch.setattr(train_rm, "sample_pairs", sample)
+    return calls
+
+
+def pairs(place, out, *more):
+    return ["--model", str(place / "sft"), "--out", str(out), "--pairs", "24",
+            "--eval-problems", "6", "--batch-size", "8", "--steps", "4", "--save-every", "1",
+            "--max-new-tokens", "6", *more]
+
+
+@pytest.mark.parametrize("module, loss", [(train_rm, "reward_model_loss"), (train_dpo, "dpo_loss")],
+                         ids=["rm", "dpo"])
+def test_resume_reads_the_sampled_pairs_again(place, tmp_path, monkeypatch, module, loss):
+    whole, cut, calls = tmp_path / "whole", tmp_path / "cut", other_pairs_each_time(monkeypatch)
+    module.main(pairs(place, whole))
+    calls.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        at_step(patch, 3, killed, module, loss)
+        module.main(pairs(place, cut))
+    assert calls == [False, True]
+    module.main(["--out", str(cut), "--resume"])
+    assert calls == [False, True] and result(cut) == result(whole)
+
+
+def test_sampled_pairs_can_be_read_by_people(place, tmp_path, monkeypatch, tokenizer):
+    run = tmp_path / "run"
+    other_pairs_each_time(monkeypatch)
+    train_rm.main(pairs(place, run))
+    rows = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    assert [row["held_out"] for row in rows] == [False] * 24 + [True] * 6
+    assert all(row["prompt"] == tokenizer.decode(row["ids"]["prompt"]) for row in rows)
+    stop = tokenizer.decode([tokenizer.eos_id])
+    for side in ("chosen", "rejected"):
+        assert all(row[side] + stop == tokenizer.decode(row["ids"][side]) for row in rows)
+        assert all(row[side].startswith("<think>") for row in rows)
+
+
+@pytest.mark.parametrize("moment", ["_write", "_checkpoint"])
+def test_a_kill_before_the_first_checkpoint_samples_anew(place, tmp_path, monkeypatch, moment):
+    """At whatever moment before: with config.json alone, or with pairs.jsonl beside it."""
+    run, whole, calls = tmp_path / "run", tmp_path / "whole", other_pairs_each_time(monkeypatch)
+    module, write = train_rm, Run._write
+
+    def until_the_pairs(self, name, content):
+        if name == "pairs.jsonl":
+            raise KeyboardInterrupt
+        write(self, name, content)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, moment, until_the_pairs if moment == "_write" else killed)
+        module.main(pairs(place, run))
+    assert (run / "pairs.jsonl").exists() == (moment == "_checkpoint")
+    module.main(["--out", str(run), "--resume"])
+    del calls[:]
+    calls += [None, None]
+    module.main(pairs(place, whole))
+    assert result(run) == result(whole)
+
+
+def test_other_pairs_are_refused_and_overwrite_removes_them(place, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    again = lambda: train_rm.main(["--out", str(run), "--resume", "--steps", "5"])
+    other_pairs_each_time(monkeypatch)
+    train_rm.main(pairs(place, run))
+    kept = (run / "pairs.jsonl").read_text()
+    (run / "pairs.jsonl").write_text(kept[kept.index("\n") + 1:])
+    capsys.readouterr()
+    status, error = stopped(again, capsys)
+    assert status == 2
+    assert f"{run}/pairs.jsonl: is not what the run in {run} was started with" in error
+    (run / "pairs.jsonl").unlink()
+    capsys.readouterr()
+    status, error = stopped(again, capsys)
+    assert status == 2 and "pairs.jsonl" in error and error.count("\n") == 1
+    (run / "pairs.jsonl").write_text(kept)
+    train_rm.main(["--model", str(place / "sft"), "--out", str(run), "--steps", "1", "--overwrite",
+                   "--data", str(place / "pairs.jsonl")])
+    assert not (run / "pairs.jsonl").exists()
+
+
+# ------------------------------------------------------------- what is not the run's
+
+def test_what_a_user_keeps_beside_a_run_stays(place, tmp_path):
+    run = tmp_path / "run"
+    train_sft.main(sft(place, run, "--steps", "1"))
+    names = ("model.old", "model.part", "checkpoint.pt.part")
+    for name in names[:2]:
+        (run / name).mkdir()
+        (run / name / "weights").write_text("mine")
+    (run / names[2]).write_text("mine")
+    (run / "pairs.jsonl").write_text("mine")                       # of a run that samples none
+    mine = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.read_bytes() == b"mine"}
+    train_sft.main(["--out", str(run), "--resume", "--steps", "2"])
+    train_sft.main(sft(place, run, "--steps", "1", "--overwrite"))
+    assert len(mine) == 4 and all(p.read_bytes() == content for p, content in mine.items())
+
+
+@pytest.mark.parametrize("kill_at", [".model.unfinished", ".model.replaced"])
+def test_a_kill_while_the_model_is_replaced_leaves_nothing(place, tmp_path, monkeypatch, kill_at):
+    whole, run, replace = tmp_path / "whole", tmp_path / "run", os.replace
+
+    def until(source, target):
+        if Path(source).name == kill_at:
+            raise KeyboardInterrupt
+        replace(source, target)
+        if Path(target).name == kill_at:
+            raise KeyboardInterrupt
+    for out in (whole, run):
+        train_sft.main(sft(place, out, "--steps", "2"))
+    train_sft.main(["--out", str(whole), "--resume", "--steps", "3"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common.os, "replace", until)
+        train_sft.main(["--out", str(run), "--resume", "--steps", "3"])
+    assert (run / ".model.unfinished").exists()
+    train_sft.main(["--out", str(run), "--resume"])
+    assert result(run) == result(whole)
+
+
+@pytest.mark.parametrize("name", ["model", "metrics.csv"])
+@pytest.mark.parametrize("dangling", [False, True], ids=["", "dangling"])
+def test_overwrite_removes_a_link_and_not_what_it_leads_to(place, tmp_path, name, dangling):
+    run, away = tmp_path / "run", tmp_path / "away"
+    train_sft.main(sft(place, run, "--steps", "1"))
+    (run / name).rename(away)
+    (run / name).symlink_to(tmp_path / "nothing" if dangling else away)
+    before = everything(tmp_path / "away") if away.is_dir() else away.read_bytes()
+    train_sft.main(sft(place, run, "--steps", "2", "--overwrite"))
+    assert before == (everything(tmp_path / "away") if away.is_dir() else away.read_bytes())
+    assert not (run / name).is_symlink() and not (tmp_path / "nothing").exists()
+    train_sft.main(sft(place, tmp_path / "same", "--steps", "2"))
+    assert result(run) == result(tmp_path / "same")
+
+
+def test_a_model_that_is_a_link_is_replaced_when_the_run_goes_on(place, tmp_path):
+    run, away = tmp_path / "run", tmp_path / "away"
+    train_sft.main(sft(place, run, "--steps", "1"))
+    (run / "model").rename(away)
+    (run / "model").symlink_to(away)
+    before = everything(away)
+    train_sft.main(["--out", str(run), "--resume", "--steps", "2"])
+    assert everything(away) == before and not (run / "model").is_symlink()
+    assert not [p.name for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_after_a_kill_while_overwriting_a_run_can_be_overwritten(place, tmp_path, monkeypatch):
+    run, same = tmp_path / "run", tmp_path / "same"
+    train_sft.main(sft(place, run, "--steps", "2"))
+    again = sft(place, run, "--steps", "1", "--overwrite")
+    for function in ("_write", "_checkpoint"):
+        kill_in(monkeypatch, function, train_sft.main, again)
+    train_sft.main(again)
+    train_sft.main(sft(place, same, "--steps", "1"))
+    assert result(run) == result(same)
+
+
+# ------------------------------------------------------------- two processes at once
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+from common import RunConfig, trained
+def train(argv):
+    with open("log", "a") as log:
+        print(*argv, file=log)
+    time.sleep(float(sys.argv[1]))
+    model = Path("runs/sft/model")
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+open("ready", "a").write("x")
+while len(Path("ready").read_text()) < 2:
+    time.sleep(0.01)
+print(trained("runs/sft", train, RunConfig()))
+"""
+HOLD = """
+import fcntl, os, sys, time
+path = sys.argv[1]
+os.makedirs(path, exist_ok=True)
+fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from common import lock
+lock(Path(sys.argv[1]))
+if os.fork():
+    print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def python(code, *arguments, **named):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment,
+                            stdout=subprocess.PIPE, text=True, **named)
+
+
+def test_of_two_scripts_that_miss_the_same_run_one_trains_it(tmp_path):
+    both = [python(TRAIN, 1, cwd=tmp_path) for _ in range(2)]
+    printed = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert (tmp_path / "log").read_text() == "--out runs/sft\n"
+    assert sorted("waiting for it" in text for text in printed) == [False, True]
+    assert all(text.endswith("runs/sft\n") for text in printed)
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["sft"]
+    assert [p.name for p in (tmp_path / "runs" / "sft").iterdir()] == ["model"]
+
+
+def test_a_run_that_another_process_trains_is_left_alone(place, tmp_path, capsys):
+    run = tmp_path / "run"
+    train_sft.main(sft(place, run, "--steps", "1"))
+    holder = python(HOLD, run, 60, cwd=tmp_path)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        before = everything(run)
+        for flags in (["--out", str(run), "--resume", "--steps", "2"],
+                      sft(place, run, "--steps", "2", "--overwrite")):
+            status, error = stopped(lambda: train_sft.main(flags), capsys)
+            assert status == 2 and error.endswith(f"{run}: another process is training into it\n")
+            assert everything(run) == before
+    finally:
+        holder.kill()
+        holder.communicate()
+    # a killed process holds nothing
+    train_sft.main(["--out", str(run), "--resume", "--steps", "2"])
+
+
+def test_a_lock_is_free_when_its_process_is_killed_whatever_it_has_forked(tmp_path):
+    """A reward function's pool of processes may outlive a killed run for a while."""
+    holder = python(FORK, tmp_path, start_new_session=True)
+    try:
+        assert int(holder.stdout.readline()) == holder.pid
+        assert not common.lock(tmp_path)
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        assert common.lock(tmp_path)
+        common.unlock(tmp_path)
+    finally:
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_another_run_that_came_meanwhile_is_left_alone(place, tmp_path, monkeypatch):
+    """Minutes may lie between the first look at the directory and the start."""
+    run, start = tmp_path / "run", Run.start
+
+    def late(self, *arguments, **named):
+        monkeypatch.setattr(Run, "start", start)
+        train_sft.main(sft(place, run, "--steps", "1"))
+        before.update(everything(run))
+        return start(self, *arguments, **named)
+    before = {}
+    monkeypatch.setattr(Run, "start", late)
+    with pytest.raises(UserError, match="holds a run already"):
+        train_sft.main(sft(place, run, "--steps", "2"))
+    assert before and everything(run) == before
+
+
+# ------------------------------------------------------------- what is said
+
+def test_peak_memory_is_of_the_device_that_is_used(monkeypatch):
+    used = {torch.device("cuda:1"): 3 * 2 ** 20}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: used.get(device, 0))
+    assert common.peak_memory_mb(torch.device("cuda:1")) == 3
+    assert 100 < common.peak_memory_mb(torch.device("cpu")) < 20000
 
 
 def test_trouble_is_named():

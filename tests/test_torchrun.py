@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import MEASURED
 
+import common
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
 from common import Run, RunConfig, UserError, read_metrics, script, trained
+from kills import sample_pairs
 from pretrained import load_pretrained, load_scalar_model
 from rollout import rank, world
 
@@ -24,6 +26,8 @@ PAIRS = [*COMMON, "--model", "sft", "--data", "pairs.jsonl", "--batch-size", "5"
 SFT = [*COMMON, "--model", "random", "--data", "sft.jsonl"]
 RUNS = {"sft": (train_sft, [*SFT, "--batch-size", "5"]),
         "sft_idle": (train_sft, [*SFT, "--batch-size", "1", "--eval-problems", "1"]),                     # no row for the second process
+        "rm_sampled": (train_rm, [*COMMON, "--model", "sft", "--batch-size", "5", "--pairs", "12",
+                                  "--eval-problems", "4"]),
         "rm": (train_rm, PAIRS), "dpo": (train_dpo, PAIRS), "kto": (train_dpo, [*PAIRS, "--loss", "kto"]),
         "ppo": (train_ppo, [*RL, "--prompts-per-step", "7", "--critic-warmup", "1"]),
         "grpo": (train_grpo, [*RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1", "--epochs", "2"]),
@@ -48,6 +52,10 @@ def in_step(n, action):
 
 # ------------------------------------------------------------------------------------------------------ what torchrun starts
 
+def rm_on_sampled_pairs_goes_on(out):
+    train_rm.main(["--out", str(out / "rm_sampled"), "--resume", "--steps", "4"])
+
+
 def all_runs(out):
     """RUNS; one that a signal to the second process ends, resumed; one that another run needs; one with a wrong reward function."""
     assert world() == 2
@@ -56,8 +64,10 @@ def all_runs(out):
         raise AssertionError("rewards may cost, or be random: they are the first process's")
     for module in (train_grpo, train_ppo) if rank() == 1 else ():
         module.load_reward = lambda *arguments: never
+        common.digest = common.lock = never
     for name in RUNS:
         train(name, out)
+    rm_on_sampled_pairs_goes_on(out)
     in_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(UserError, match="interrupted after step 2 and saved"):
         train("grpo", out / "stopped")
@@ -73,6 +83,7 @@ def kill_one(out):
 
 if __name__ == "__main__":
     Run.plot = lambda *arguments: None
+    train_rm.sample_pairs = sample_pairs
     script(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))
 
 
@@ -82,6 +93,7 @@ if __name__ == "__main__":
 def inside(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(Run, "plot", lambda *arguments: None)
+    monkeypatch.setattr(train_rm, "sample_pairs", sample_pairs)
 
 
 def torchrun(function, out):
@@ -99,7 +111,7 @@ def assert_same(one, two):
     for row, other in zip(read_metrics(one), read_metrics(two), strict=True):
         a, b = ({k: float(v) for k, v in r.items() if v and k not in MEASURED} for r in (row, other))
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
-    load = load_scalar_model if one.name == "rm" else load_pretrained
+    load = load_scalar_model if one.name.startswith("rm") else load_pretrained
     weights, others = (load(run / "model")[0].state_dict() for run in (one, two))
     torch.testing.assert_close(weights, others, rtol=0, atol=1e-5)
 
@@ -110,6 +122,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert len(errors) == 1 and "the reward function too_few gave 1 values for 4 answers" in errors[0]
     for name in RUNS:
         train(name, one)
+        if name == "rm_sampled":
+            rm_on_sampled_pairs_goes_on(one)
         assert_same(one / name, two / name)
     assert_same(one / "grpo", two / "stopped" / "grpo")
     assert_same(one / "sft", two / "trained" / "sft")
