@@ -1,0 +1,585 @@
+"""Every step of every script, computed again by hand, and compared: each gradient, each weight, each logged number.
+
+A run is watched while it works. Taken from it are only its inputs: what it sampled, the orders it drew, the weights
+it had. All else is computed here in plain Python, in float64, one answer at a time: no padding, no masks, no
+micro-batches, and nothing of losses.py, advantages.py or rollout.py. No setting has a neutral value: at temperature 1,
+γ = 1, equal clips, one epoch or a policy that is still its reference, half of the mistakes one can make don't show.
+"""
+import copy
+import csv
+import inspect
+import json
+import zlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train_dpo
+import train_grpo
+import train_ppo
+import train_rm
+import train_sft
+from common import Run
+from model import ModelConfig, ScalarModel, Transformer
+from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from tokenizer import builtin_tokenizer
+
+STOP = builtin_tokenizer().eos_id
+TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb"}
+
+# ------------------------------------------------------------------------------------ watching a run
+
+
+class Diary(list):
+    """What a run did, in order: entries whose `what` is the name of a function, with its arguments and its result.
+
+    Models are copied when they are noted, so an entry's weights are those of its moment."""
+
+    def of(self, what):
+        return [entry for entry in self if entry.what == what]
+
+    def steps(self):
+        """The entries of each step. `log` is a step's last entry but for its evaluation, which comes before it."""
+        steps, entries = [], []
+        for entry in self:
+            entries.append(entry)
+            if entry.what == "log":
+                steps.append(Diary(entries))
+                entries = []
+        return steps
+
+
+def watch(monkeypatch, diary, owner, name):
+    """Note the calls of owner.name, which works as before."""
+    function = getattr(owner, name)
+
+    def watched(*arguments, **named):
+        given = inspect.signature(function).bind(*arguments, **named)
+        given.apply_defaults()
+        entry = SimpleNamespace(what=name, **{
+            key: copy.deepcopy(value) if isinstance(value, torch.nn.Module) else value
+            for key, value in given.arguments.items()})
+        entry.result = function(*arguments, **named)
+        diary.append(entry)
+        return entry.result
+    monkeypatch.setattr(owner, name, watched)
+
+
+def watch_updates(monkeypatch, diary):
+    """Note each update: the model and its gradient before it, and the weights after."""
+    update = Run.update
+
+    def watched(run, optimizer, model):
+        entry = SimpleNamespace(what="update", model=copy.deepcopy(model), exact=exact(model))
+        entry.gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                          for name, p in model.named_parameters()}
+        entry.optimizer = dict(optimizer.param_groups[0])
+        entry.norm = update(run, optimizer, model)
+        entry.after = copy.deepcopy(model)
+        diary.append(entry)
+        return entry.norm
+    monkeypatch.setattr(Run, "update", watched)
+
+
+def watch_orders(monkeypatch, diary):
+    """Note each random order, with the seed that it came from."""
+    randperm = torch.randperm
+
+    def watched(n, generator=None):
+        order = randperm(n, generator=generator)
+        diary.append(SimpleNamespace(what="randperm", seed=generator.initial_seed(), result=order))
+        return order
+    monkeypatch.setattr(torch, "randperm", watched)
+
+
+@pytest.fixture
+def train(place, tmp_path, monkeypatch):
+    """A function that runs a script and gives its diary, its metrics and its directory."""
+    def run(script, *flags, out="run"):
+        diary = Diary()
+        with monkeypatch.context() as patch:
+            for name in ("generate", "reward_answers", "evaluate", "take", "pad_batch"):
+                if hasattr(script, name):
+                    watch(patch, diary, script, name)
+            for name in ("token_log_probs", "sequence_scores", "token_values"):
+                if hasattr(script, name):
+                    watch_sizes(patch, diary, script, name)
+            watch(patch, diary, Run, "log")
+            watch_updates(patch, diary)
+            watch_orders(patch, diary)
+            patch.setattr(Run, "plot", lambda run, panels: diary.append(SimpleNamespace(what="plot", panels=panels)))
+            script.main(["--out", str(tmp_path / out), *map(str, flags)])
+        with open(tmp_path / out / "metrics.csv", newline="") as f:
+            rows = list(csv.DictReader(f))
+        return diary, rows, tmp_path / out
+    return run
+
+
+def watch_sizes(monkeypatch, diary, owner, name):
+    """Note only how large the batches of owner.name are: they are what --micro-batch-tokens bounds."""
+    function = getattr(owner, name)
+
+    def watched(model, tokens, mask, *arguments, **named):
+        diary.append(SimpleNamespace(what="pass", rows=len(tokens), tokens=tokens.numel()))
+        return function(model, tokens, mask, *arguments, **named)
+    monkeypatch.setattr(owner, name, watched)
+
+
+# ------------------------------------------------------------------------------------ arithmetic
+
+
+def mean(numbers):
+    numbers = list(numbers)
+    return sum(numbers) / len(numbers)
+
+
+def variance(numbers):
+    """Unbiased."""
+    return sum((x - mean(numbers)) ** 2 for x in numbers) / (len(numbers) - 1)
+
+
+def number(x):
+    return x.item() if isinstance(x, torch.Tensor) else x
+
+
+def exact(model):
+    """The model in float64, with gradients."""
+    return copy.deepcopy(model).double().requires_grad_(True)
+
+
+def log_softmax(model, prompt, answer, temperature=1.0):
+    """log π(· | what came before) at each token of the answer, from the logits of the whole row. (tokens, V)"""
+    logits = model(torch.tensor([[*prompt, *answer]]))[0]
+    before = logits[len(prompt) - 1:-1]                    # the logits at t - 1 are those of token t
+    return torch.log_softmax(before / temperature, -1)
+
+
+def log_probs(model, prompt, answer, temperature=1.0):
+    """log π of each token of the answer. (tokens,)"""
+    logp = log_softmax(model, prompt, answer, temperature)
+    return torch.stack([logp[t, token] for t, token in enumerate(answer)])
+
+
+def entropies(model, prompt, answer, temperature):
+    logp = log_softmax(model, prompt, answer, temperature)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def exact_kl(model, reference, prompt, answer, temperature):
+    """KL(π‖ref) at each token of the answer, over the vocabulary."""
+    logp = log_softmax(model, prompt, answer, temperature)
+    return (logp.exp() * (logp - log_softmax(reference, prompt, answer, temperature))).sum(-1)
+
+
+def values_before(critic, prompt, answer):
+    """V of the state before each token of the answer. (tokens,)"""
+    return critic(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1:-1]
+
+
+def score_at_the_end(reward_model, prompt, answer):
+    return reward_model(torch.tensor([[*prompt, *answer]]))[0, -1]
+
+
+def minus_log_sigmoid(x):
+    return torch.log(1 + torch.exp(-x))
+
+
+# ------------------------------------------------------------------------------------ comparisons
+
+
+def assert_gradient(update, loss):
+    """The gradient that the script had at this update is that of `loss`, which is made of `update.exact`."""
+    names, parameters = zip(*update.exact.named_parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    expected = torch.cat([g.flatten() for g in gradients])
+    found = torch.cat([update.gradient[name].flatten() for name in names]).double()
+    assert expected.norm() > 1e-7                          # else nothing is compared
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    assert update.norm == pytest.approx(expected.norm().item(), rel=1e-3)
+
+
+class AdamW:
+    """What an optimizer must have done at each of its updates: the gradient clipped to norm 1, then Kingma & Ba 2015, with
+    the weight decay of Loshchilov & Hutter 2019. It begins where the updates begin: at `start`, if that is given."""
+
+    def __init__(self, betas, weight_decay=0.0, start=None):
+        self.betas, self.weight_decay, self.step = betas, weight_decay, 0
+        self.first, self.second = {}, {}
+        self.weights = start
+
+    def check(self, update, lr):
+        self.step += 1
+        clip = min(1.0, 1.0 / update.norm)
+        if self.weights is not None:
+            assert same_weights(update.model, self.weights)              # nothing but updates moves the weights
+        after = dict(update.after.named_parameters())
+        for name, p in update.model.named_parameters():
+            g = update.gradient[name].double() * clip
+            b1, b2 = self.betas
+            self.first[name] = b1 * self.first.get(name, 0) + (1 - b1) * g
+            self.second[name] = b2 * self.second.get(name, 0) + (1 - b2) * g * g
+            m = self.first[name] / (1 - b1 ** self.step)
+            v = self.second[name] / (1 - b2 ** self.step)
+            moved = -lr * (m / (v.sqrt() + 1e-8) + self.weight_decay * p.detach().double())
+            found = after[name].detach().double() - p.detach().double()
+            torch.testing.assert_close(found, moved, rtol=1e-3, atol=1e-3 * lr + 3e-7)
+        self.weights = update.after
+
+
+def assert_row(row, expected, tokens):
+    """A row of metrics.csv holds what is expected, no more and no less; `tokens` are those of tokens_per_second."""
+    assert row.keys() == expected.keys() | TIMINGS
+    for name, value in expected.items():
+        if value == "":
+            assert row[name] == "", name
+        else:
+            assert float(row[name]) == pytest.approx(number(value), rel=1e-3, abs=2e-6), name
+    assert 0 < float(row["seconds"]) < 60
+    assert float(row["tokens_per_second"]) * float(row["seconds"]) == pytest.approx(tokens, rel=1e-4)
+
+
+def assert_end(diary, rows, run, parts, last, load=load_pretrained):
+    """What a run leaves behind: model/ with the last weights, a checkpoint of the last step, curves of its columns."""
+    model, tokenizer = load(run / "model")
+    assert same_weights(model, last)
+    assert tokenizer.encode("abc") == [97, 98, 99]
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    assert checkpoint["step"] == len(rows) and checkpoint["parts"].keys() == parts
+    columns = [name for names in diary.of("plot")[0].panels.values() for name in names]
+    assert columns and set(columns) <= rows[0].keys()
+    return checkpoint
+
+
+def assert_passes(diary, size, rows=1):
+    """--micro-batch-tokens bounds every pass, unless it is of one example (`rows` rows) that is longer by itself."""
+    passes = diary.of("pass")
+    assert all(entry.tokens <= size or entry.rows <= rows for entry in passes)
+    assert max(entry.tokens for entry in passes) > size / 2
+
+
+def titles(run):
+    """The steps that samples.txt has evaluations of, and what it says that they found."""
+    lines = (run / "samples.txt").read_text().split("\n")
+    heads = [line.removeprefix("=== step ").split(": ") for line in lines if line.startswith("=== ")]
+    return [int(step) for step, _ in heads], [text for _, text in heads]
+
+
+def same_weights(model, other):
+    return all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# ------------------------------------------------------------------------------------ SFT
+
+
+def write_demonstrations(path):
+    """Prompts of two to nine bytes, answers of one to six."""
+    rows = [{"prompt": f"{i}:" * (1 + i % 3), "completion": ["abcabc", "cba", "b"][i // 3 % 3]}
+            for i in range(40)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return {(tuple(row["prompt"].encode()), tuple(row["completion"].encode()) + (STOP,)) for row in rows}
+
+
+def demonstrations_loss(model, batch):
+    """-log π of an answer's token, stop token included: the mean over all tokens. -> the loss, how many tokens"""
+    logps = [log_probs(model, prompt, answer) for prompt, answer in batch]
+    n = sum(map(len, logps))
+    return -sum(logp.sum() for logp in logps) / n, n
+
+
+def test_sft(place, tmp_path, train):
+    demonstrations = write_demonstrations(tmp_path / "sft.jsonl")
+    start, _ = load_pretrained(place / "random")
+    diary, rows, run = train(
+        train_sft, "--model", place / "random", "--data", tmp_path / "sft.jsonl", "--steps", 20,
+        "--batch-size", 5, "--lr", 0.02, "--weight-decay", 0.07, "--seed", 3, "--micro-batch-tokens", 30,
+        "--eval-every", 8)
+    batches = [[(tuple(prompt), tuple(answer)) for prompt, answer in (e["turns"] for e in entry.result)]
+               for entry in diary.of("take")]
+    held_out = demonstrations - {example for batch in batches for example in batch}
+    assert 0 < len(held_out) < 15 and all(set(batch) < demonstrations for batch in batches)
+    adam = AdamW((0.9, 0.99), 0.07, start)
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        [taken], [update] = entries.of("take"), entries.of("update")
+        assert (taken.n, taken.seed, taken.step) == (5, 3, step)
+        # warm-up over a tenth of 20 steps, constant, then linear to 0 over the last quarter
+        lr = 0.02 * {0: 0.5, 16: 0.8, 17: 0.6, 18: 0.4, 19: 0.2}.get(step, 1.0)
+        loss, n = demonstrations_loss(update.exact, batches[step])
+        assert_gradient(update, loss)
+        adam.check(update, lr)
+        expected = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": update.norm, "eval_loss": "",
+                    "eval_greedy": "", "eval_sampled": "", "skipped_updates": 0}
+        if step + 1 in (8, 16, 20):
+            expected["eval_loss"], _ = demonstrations_loss(exact(update.after), held_out)
+        assert_row(row, expected, n)
+    assert min(entry.norm for entry in diary.of("update")) < 1 < max(entry.norm for entry in diary.of("update"))
+    assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
+    assert_passes(diary, 30)
+
+
+def evaluation(entries, model, **given):
+    """The one evaluation among the entries: of `model` as it is, with the arguments given. -> what was found"""
+    [entry] = entries.of("evaluate")
+    assert same_weights(entry.model, model)
+    for name, value in given.items():
+        assert getattr(entry, name) == value, name
+    return entry.result[0]
+
+
+def test_sft_of_the_builtin_task(tmp_path, train, monkeypatch):
+    """At first every demonstration thinks, later two of five; the first weights come from the seed."""
+    monkeypatch.setattr(train_sft, "SMALL", dict(
+        dim=16, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=16, max_seq_len=128))
+    torch.manual_seed(3)
+    start = Transformer(ModelConfig(builtin_tokenizer().vocab_size, **train_sft.SMALL))
+    diary, rows, run = train(train_sft, "--steps", 20, "--batch-size", 12, "--seed", 3, "--eval-problems", 5,
+                             "--eval-every", 15)
+    adam, asked, thinking, problems = AdamW((0.9, 0.99), 0.1, start), set(), [], set()
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        [batch], [update] = entries.of("pad_batch"), entries.of("update")
+        thinking.append(0)
+        for prompt, answer in batch.rows:
+            text, answer = bytes(prompt).decode(), builtin_tokenizer().decode(answer)
+            a, b, c = map(int, text.removesuffix("=").split("+"))
+            blurted, thought = f"{a + b + c}<|endoftext|>", f"<think>{a}+{b}={a + b}, {a + b}+{c}={a + b + c}</think>"
+            assert answer in (blurted, thought + blurted)
+            thinking[-1] += answer == thought + blurted
+            asked.add(text)
+        loss, n = demonstrations_loss(update.exact, batch.rows)
+        assert_gradient(update, loss)
+        lr = 0.002 * {0: 0.5, 16: 0.8, 17: 0.6, 18: 0.4, 19: 0.2}.get(step, 1.0)
+        adam.check(update, lr)
+        found = {"eval_greedy": "", "eval_sampled": ""}
+        if step + 1 in (15, 20):
+            found = evaluation(entries, update.after, reward=train_sft.sum_reward, max_new_tokens=32, temperature=1.0)
+            problems |= {example["prompt"] for example in entries.of("evaluate")[0].examples}
+        assert_row(row, {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": update.norm, "eval_loss": "",
+                         **found, "skipped_updates": 0}, n)
+    assert thinking[:13] == [12] * 13 and 20 < sum(thinking[13:]) < 47
+    assert len(asked) > 235                                # of 240: a step's problems are new
+    assert len(problems) == 5 and not problems & asked
+    assert titles(run)[0] == [15, 20]
+    assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
+
+
+# ------------------------------------------------------------------------------------ pairs
+
+
+def write_pairs(path):
+    """Prompts of two to nine bytes, answers of two to seven and a stop token; some labels are the wrong way round."""
+    rows = []
+    for i in range(40):
+        answers = [f"a{i}" + "b" * (i % 4), "c" * (1 + i // 2 % 5) + f"{i}"]
+        chosen, rejected = reversed(answers) if i % 3 == 0 else answers
+        rows.append({"prompt": f"{i}:" * (1 + i % 3), "chosen": chosen, "rejected": rejected})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return {tuple(map(encoded, row.values())) for row in rows}
+
+
+def encoded(text):
+    """Ids of a text, as a tuple: bytes, and here "a", "b" and "c" begin an answer, which ends with its stop token."""
+    return tuple(text.encode()) + (() if text.endswith(":") else (STOP,))
+
+
+def decoded(ids):
+    return builtin_tokenizer().decode(list(ids))
+
+
+def as_ids(pair):
+    return tuple(tuple(pair[side]) for side in ("prompt", "chosen", "rejected"))
+
+
+def batches_of_pairs(diary, pairs, n, seed):
+    """The pairs of each step, and those held out, which are never among them."""
+    for step, taken in enumerate(diary.of("take")):
+        assert (taken.n, taken.seed, taken.step) == (n, seed, step)
+    batches = [[as_ids(pair) for pair in taken.result] for taken in diary.of("take")]
+    held_out = pairs - {as_ids(pair) for pair in diary.of("take")[0].examples}
+    assert 0 < len(held_out) < 15 and all(len(batch) == n and set(batch) <= pairs - held_out for batch in batches)
+    assert batches[0] != batches[1]
+    return batches, held_out
+
+
+def test_reward_model(place, tmp_path, train):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    start = ScalarModel(load_pretrained(place / "sft" / "model")[0])
+    diary, rows, run = train(
+        train_rm, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5, "--batch-size", 7,
+        "--lr", 0.01, "--seed", 3, "--micro-batch-tokens", 60, "--eval-every", 2)
+    batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
+    adam = AdamW((0.9, 0.95), 0.0, start)
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        [update] = entries.of("update")
+
+        def margins(model, pairs):
+            return torch.stack([score_at_the_end(model, prompt, chosen) - score_at_the_end(model, prompt, rejected)
+                                for prompt, chosen, rejected in pairs])
+        margin = margins(update.exact, batches[step])
+        loss = mean(minus_log_sigmoid(margin))
+        assert_gradient(update, loss)
+        adam.check(update, 0.01 * (5 - step) / 5)
+        expected = {"step": step + 1, "loss": loss, "accuracy": mean(margin > 0), "margin": mean(margin),
+                    "grad_norm": update.norm, "eval_accuracy": "", "skipped_updates": 0}
+        if step + 1 in (2, 4, 5):
+            expected["eval_accuracy"] = mean(margins(exact(update.after), held_out) > 0)
+        assert_row(row, expected, sum(len(c) + len(r) for _, c, r in batches[step]))
+    assert len({row["eval_accuracy"] for row in rows}) > 2 and titles(run)[0] == [2, 4, 5]
+    assert len({row["accuracy"] for row in rows}) > 2
+    lines = [line for line in (run / "samples.txt").read_text().split("\n\n")[-2].split("\n")[1:]]
+    assert len(lines) == 2 * min(6, len(held_out))         # of the held-out pairs, the first few
+    by_text = {(side, decoded(prompt + answer)): (prompt, answer)
+               for prompt, *answers in held_out for side, answer in zip(("chosen", "rejected"), answers)}
+    for line in lines:
+        score, _, rest = line.removeprefix("[").partition(" ")
+        prompt, answer = by_text[tuple(rest.split("] "))]
+        assert float(score) == pytest.approx(score_at_the_end(update.after, prompt, answer).item(), abs=0.006)
+    assert_end(diary, rows, run, {"reward_model", "optimizer"}, update.after, load_scalar_model)
+    assert_passes(diary, 60, rows=2)
+
+
+# ------------------------------------------------------------------------------------ DPO and its relatives
+
+
+def preference_loss(name, beta, chosen, rejected, ref_chosen, ref_rejected, kto_point):
+    """The loss of one pair and its two implicit rewards. Each of the four is an answer's log-probs, token by token."""
+    def log_sigmoid(x):
+        return -minus_log_sigmoid(x)
+    good, bad, ref_good, ref_bad = (x.sum() for x in (chosen, rejected, ref_chosen, ref_rejected))
+    mean_good, mean_bad, ref_mean_good, ref_mean_bad = (x.mean() for x in (chosen, rejected, ref_chosen, ref_rejected))
+    if name == "dpo":                                      # a tenth of the labels is taken to be wrong
+        rewards = beta * (good - ref_good), beta * (bad - ref_bad)
+        h = rewards[0] - rewards[1]
+        loss = -0.9 * log_sigmoid(h) - 0.1 * log_sigmoid(-h)
+    elif name == "ipo":
+        rewards = beta * (mean_good - ref_mean_good), beta * (mean_bad - ref_mean_bad)
+        loss = ((rewards[0] - rewards[1]) / beta - 1 / (2 * beta)) ** 2
+    elif name == "kto":                                    # two answers, good and bad, each with its weight
+        rewards = beta * (good - ref_good), beta * (bad - ref_bad)
+        loss_good = 1.3 * (1 - torch.sigmoid(rewards[0] - beta * kto_point))
+        loss_bad = 0.6 * (1 - torch.sigmoid(beta * kto_point - rewards[1]))
+        loss = (loss_good + loss_bad) / 2
+    elif name == "simpo":
+        rewards = beta * mean_good, beta * mean_bad
+        loss = -log_sigmoid(rewards[0] - rewards[1] - 0.4)
+    else:                                                  # orpo
+        rewards = beta * mean_good, beta * mean_bad
+        p, q = mean_good.exp(), mean_bad.exp()
+        loss = -beta * log_sigmoid(torch.log(p / (1 - p)) - torch.log(q / (1 - q)))
+    return loss, *rewards
+
+
+PREFERENCES = {"dpo": ["--label-smoothing", 0.1], "ipo": [], "simpo": ["--gamma", 0.4], "orpo": [],
+               "kto": ["--desirable-weight", 1.3, "--undesirable-weight", 0.6]}
+
+
+@pytest.mark.parametrize("name, beta, nll_coef", [
+    ("dpo", 0.3, 0.7), ("ipo", 0.3, 0.7), ("kto", 0.3, 0.7), ("simpo", 1.5, 0.7), ("orpo", 0.3, 0.7),
+    # what is taken if neither is given
+    ("dpo", None, None), ("ipo", None, None), ("kto", None, None), ("simpo", None, None), ("orpo", None, None)])
+def test_preferences(place, tmp_path, train, name, beta, nll_coef):
+    pairs = write_pairs(tmp_path / "pairs.jsonl")
+    start = load_pretrained(place / "sft" / "model")[0]
+    given = ["--beta", beta, "--nll-coef", nll_coef] if beta else []
+    diary, rows, run = train(
+        train_dpo, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5, "--batch-size", 7,
+        "--lr", 0.005, "--seed", 3, "--micro-batch-tokens", 60, "--eval-every", 2, "--loss", name, *given,
+        *PREFERENCES[name])
+    if not given:
+        beta, nll_coef = {"simpo": 2.0}.get(name, 0.1), {"kto": 0.0}.get(name, 1.0)
+    batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
+    reference, adam, points = exact(start).requires_grad_(False), AdamW((0.9, 0.95), 0.0, start), []
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        [taken], [update] = entries.of("take"), entries.of("update")
+        tokens, point = sum(len(c) + len(r) for _, c, r in batches[step]), None
+        if name == "kto":                                  # KL(π‖ref), from answers to other prompts, never below 0
+            mismatched = [(pair["prompt"], pair["mismatched"]) for pair in taken.result]
+            answers = {(prompt, answer) for prompt, *both in pairs for answer in both}
+            assert all((tuple(p), tuple(a)) not in answers for p, a in mismatched)
+            ratios = [(log_probs(update.exact, p, a) - log_probs(reference, p, a)).sum() for p, a in mismatched]
+            point = max(mean(ratios).item(), 0.0)
+            points.append(point)
+            tokens += sum(len(a) for _, a in mismatched)
+
+        losses, sums, nll, n_chosen = [], [], 0, 0
+        for prompt, *answers in batches[step]:
+            chosen, rejected = (log_probs(update.exact, prompt, answer) for answer in answers)
+            loss, *rewards = preference_loss(
+                name, beta, chosen, rejected, *(log_probs(reference, prompt, answer) for answer in answers), point)
+            losses.append(loss)
+            sums.append((chosen.sum().item(), rejected.sum().item(), *map(number, rewards)))
+            nll, n_chosen = nll - chosen.sum(), n_chosen + len(chosen)
+        loss = mean(losses) + nll_coef * nll / n_chosen    # the NLL of a token, over all chosen answers
+        assert_gradient(update, loss)
+        adam.check(update, 0.005 * (5 - step) / 5)
+
+        chosen, rejected, good, bad = (list(column) for column in zip(*sums))
+        expected = {"step": step + 1, "loss": loss, "chosen_reward": mean(good), "rejected_reward": mean(bad),
+                    "chosen_logp": mean(chosen), "rejected_logp": mean(rejected), "grad_norm": update.norm,
+                    "eval_pairs": "", "eval_greedy": "", "eval_sampled": "", "skipped_updates": 0}
+        if name != "kto":
+            expected |= {"accuracy": mean(g > b for g, b in zip(good, bad)), "margin": mean(good) - mean(bad)}
+        if name in ("dpo", "ipo") and step == 0:           # the policy is its reference: only rounding differs
+            expected["accuracy"] = float(row["accuracy"])
+        if step + 1 in (2, 4, 5):                          # by the implicit reward, whatever the loss
+            def moved(prompt, answer):
+                return (log_probs(exact(update.after), prompt, answer) - log_probs(reference, prompt, answer)).sum()
+            expected["eval_pairs"] = mean(moved(p, c) > moved(p, r) for p, c, r in held_out)
+        assert_row(row, expected, tokens)
+    assert len({row["eval_pairs"] for row in rows}) > 1
+    assert name != "kto" or min(points) == 0 and max(points) > 0.3
+    assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
+    assert_passes(diary, 60, rows=2)
+
+
+def test_dpo_of_the_builtin_task(place, tmp_path, train, monkeypatch):
+    """Pairs are sampled, and what counts is still the verifier: before the first step, when one is due, and at the end."""
+    def pairs(numbers):
+        return [{"prompt": list(f"{i}:".encode()), "chosen": [97, STOP], "rejected": [98, 98, STOP]} for i in numbers]
+    monkeypatch.setattr(train_dpo, "load_pairs", lambda *_: (pairs(range(10)), pairs(range(10, 14))))
+    diary, rows, run = train(train_dpo, "--model", place / "sft", "--steps", 3, "--batch-size", 7, "--lr", 0.005,
+                             "--eval-every", 2, "--eval-problems", 5, "--max-new-tokens", 8)
+    given = {"reward": train_dpo.sum_reward, "max_new_tokens": 8, "temperature": 1.0}
+    [first, *later] = diary.of("evaluate")
+    assert same_weights(first.model, load_pretrained(place / "sft" / "model")[0]) 
+    assert diary.index(first) < diary.index(diary.of("take")[0])
+    assert all(vars(first)[name] == value for name, value in given.items())
+    assert len(first.examples) == 5 and all(entry.examples == first.examples for entry in later)
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        found = {"eval_greedy": "", "eval_sampled": ""}
+        if step > 0:
+            found = evaluation(entries, entries.of("update")[0].after, **given)
+        assert {name: row[name] for name in found} == {name: f"{x:.6g}" if x != "" else "" for name, x in found.items()}
+    assert titles(run)[0] == [0, 2, 3]
+    diary, rows, run = train(train_dpo, "--model", place / "sft", "--steps", 1, "--batch-size", 7, "--eval-every", 0,
+                             "--eval-problems", 5, "--max-new-tokens", 8, out="at_the_end_only")
+    assert titles(run)[0] == [1]
+
+
+def test_pairs_of_the_builtin_task(monkeypatch):
+    """Two answers to each problem, of which both ended and one is right, that one chosen; of problems in order."""
+    calls, seeds = [], []
+
+    def answer(model, tokenizer, reward, examples, max_new_tokens, temperature, generator):
+        calls.append(SimpleNamespace(**locals()))
+        n = range(len(examples))
+        return [float(i % 4 in (0, 3)) for i in n], [[i, STOP] for i in n], [i % 6 != 4 for i in n], None
+    monkeypatch.setattr(train_rm, "answer", answer)
+    for held_out in (False, True):
+        pairs = train_rm.sample_pairs("policy", builtin_tokenizer(), 250, 3, 9, held_out)
+        expected = []
+        for call in calls:
+            assert (call.model, call.max_new_tokens, call.temperature) == ("policy", 9, 1.0)
+            assert call.reward is train_rm.sum_reward and len(call.examples) == 512
+            for i in range(0, 512, 2):
+                prompt = call.examples[i]["prompt"]
+                assert call.examples[i + 1]["prompt"] == prompt and call.examples[i]["ids"] == list(prompt.encode())
+                assert call.examples[i]["ids"] == call.examples[i + 1]["ids"]
+                if i % 6 != 4:                             # the answers of every third problem were cut off
+                    right, wrong = (i, i + 1) if i % 4 == 0 else (i + 1, i)
+                    expected.append({"prompt": list(prompt.encode()), "chosen": [right, STOP], "rejected": [wrong, STOP]})
+        assert pairs == expected[:250] and len(calls) == 2
+        prompts = {example["prompt"] for call in calls for example in call.examples}
+        assert len(prompts) > 500 and all((zlib.crc32(p.encode()) % 8 == 0) == held_out for p in prompts)
+        seeds.append([call.generator.initial_seed() for call in calls])
+        calls.clear()
+    assert len({seed for both in seeds for seed in both}) == 4
