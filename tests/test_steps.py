@@ -9,6 +9,7 @@ import copy
 import csv
 import inspect
 import json
+import math
 import zlib
 from types import SimpleNamespace
 
@@ -136,7 +137,12 @@ def mean(numbers):
 
 def variance(numbers):
     """Unbiased."""
-    return sum((x - mean(numbers)) ** 2 for x in numbers) / (len(numbers) - 1)
+    middle = mean(numbers)
+    return sum((x - middle) ** 2 for x in numbers) / (len(numbers) - 1)
+
+
+def flatten(rows):
+    return [x for row in rows for x in row]
 
 
 def number(x):
@@ -194,9 +200,8 @@ def assert_gradient(update, loss):
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     expected = torch.cat([g.flatten() for g in gradients])
     found = torch.cat([update.gradient[name].flatten() for name in names]).double()
-    assert expected.norm() > 1e-7                          # else nothing is compared
-    assert (found - expected).norm() < 1e-3 * expected.norm()
-    assert update.norm == pytest.approx(expected.norm().item(), rel=1e-3)
+    assert (found - expected).norm() <= 1e-3 * expected.norm() + 1e-8
+    assert update.norm == pytest.approx(expected.norm().item(), rel=1e-3, abs=1e-8)
 
 
 class AdamW:
@@ -583,3 +588,246 @@ def test_pairs_of_the_builtin_task(monkeypatch):
         seeds.append([call.generator.initial_seed() for call in calls])
         calls.clear()
     assert len({seed for both in seeds for seed in both}) == 4
+
+
+# ------------------------------------------------------------------------------------ PPO and GRPO: the rollout
+
+
+REWARD = """
+def score(prompts, completions, weight, **columns):
+    return [w * (text.count("a") - text.count("b") / 2) for w, text in zip(weight, completions, strict=True)]
+"""
+
+
+def write_prompts(path):
+    """Prompts of two to nine bytes, each with a weight of its own, and the reward function that reads it."""
+    rows = [{"prompt": f"{i}:" * (1 + i % 3), "weight": 0.3 + i % 4 / 10} for i in range(45)]
+    (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "reward.py").write_text(REWARD)
+    return ["--data", path / "prompts.jsonl"], {tuple(row["prompt"].encode()): row["weight"] for row in rows}
+
+
+def flags(settings):
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def sampled(entry, model, max_new_tokens, temperature):
+    """What `generate` sampled from the model as it is: (prompt, answer, whether it ended by itself) of each row."""
+    assert same_weights(entry.model, model)
+    assert (entry.max_new_tokens, entry.temperature) == (max_new_tokens, temperature)
+    assert set(entry.stop_ids) == {STOP}
+    rows = []
+    for tokens, prompt, finished in zip(entry.result.tokens.tolist(), entry.prompts, entry.result.finished.tolist()):
+        answer = tokens[len(prompt):len(prompt) + max_new_tokens]
+        answer = answer[:answer.index(STOP) + 1] if STOP in answer else answer
+        assert tokens[:len(prompt)] == prompt
+        assert finished == (answer[-1] == STOP) and (finished or len(answer) == max_new_tokens)
+        rows.append((tuple(prompt), tuple(answer), finished))
+    return rows
+
+
+def chunks(order, n):
+    """n parts of like size, of which the last may be smaller."""
+    size = math.ceil(len(order) / n)
+    return [order[i:i + size] for i in range(0, len(order), size)]
+
+
+def clipped_loss(ratio, advantage, low, high):
+    """-min(ρ A, clip(ρ) A) of a token, and whether the clip took its gradient."""
+    clipped = min(max(ratio.item(), 1 - low), 1 + high) * advantage
+    if clipped < (ratio * advantage).item():
+        return torch.tensor(-clipped), True
+    return -ratio * advantage, False
+
+
+def next_kl_coef(kl_coef, kl, target, horizon, answers):
+    """An adaptive β: too much KL raises it, by a fifth of answers / horizon at most."""
+    return max(0.0, kl_coef * (1 + min(max(kl / target - 1, -0.2), 0.2) * answers / horizon))
+
+
+def move(reference, policy, step, ref_ema=0.0, ref_sync=0):
+    """The reference after a step; steps count from 0."""
+    for p_ref, p in zip(reference.parameters(), policy.parameters(), strict=True):
+        if ref_ema:
+            p_ref.data = ref_ema * p_ref.data + (1 - ref_ema) * p.data
+        if ref_sync and (step + 1) % ref_sync == 0:
+            p_ref.data = p.data.double()
+
+
+def assert_noise_is_new(diary):
+    """No two samplings and no two orders come from the same seed. (A greedy answer has no noise.)"""
+    seeds = [entry.generator.initial_seed() for entry in diary.of("generate") if entry.generator is not None]
+    seeds += [entry.seed for entry in diary.of("randperm")]
+    assert len(set(seeds)) == len(seeds) > 1
+
+
+def assert_first_evaluation(diary, start, **given):
+    """The first thing that happens, and the last, as the first step's entries also hold step 1's if that is due."""
+    first = next(entry for entry in diary if entry.what in ("generate", "evaluate"))
+    assert first.what == "evaluate" and same_weights(first.model, start)
+    assert all(vars(first)[name] == value for name, value in given.items())
+
+
+# ------------------------------------------------------------------------------------ PPO
+
+
+PPO = dict(steps=4, prompts_per_step=10, max_new_tokens=5, temperature=0.7, gamma=0.97, lam=0.9, clip=0.15,
+           value_clip=0.1, lr=0.004, critic_lr=0.004, critic_warmup=1, epochs=2, minibatches=3, kl_coef=0.2, seed=3,
+           micro_batch_tokens=40, eval_every=2)
+
+
+def gae_sums(rewards, values, gamma, lam):
+    """GAE's advantages of one answer, each as its sum: A_t = Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V_{t+1} - V_t; V ends in 0."""
+    deltas = [r + gamma * v_next - v for r, v, v_next in zip(rewards, values, [*values[1:], 0.0], strict=True)]
+    return [sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas[t:])) for t in range(len(deltas))]
+
+
+def scalar_model(place, path, seed):
+    """A model whose scores, of many answers, are about 1 apart."""
+    policy, tokenizer = load_pretrained(place / "sft" / "model")
+    model = ScalarModel(policy)
+    torch.manual_seed(seed)
+    torch.nn.init.normal_(model.score.weight, std=0.1)
+    save_pretrained(model, tokenizer, path)
+    return model
+
+
+@pytest.mark.parametrize("case, changes", [
+    ("reward model", dict(critic_lr=0.001, value_clip=0.1, ref_ema=0.9, kl_target=0.08, kl_horizon=30.0, unfinished_score=-0.7)),
+    ("function", dict(ref_sync=2, prompts_per_step=36, minibatches=2, value_clip=0)),
+    ("critic", dict(kl_coef=0.4, critic_lr=0.002)),
+    ("from the policy", dict(critic_warmup=0, critic_lr=0.001, value_clip=0.1)),
+    ("a2c", dict(epochs=1, minibatches=1, clip=None, value_clip=0, lr=0.02, critic_warmup=0))],
+    ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else "")
+def test_ppo(place, tmp_path, train, case, changes):
+    s = SimpleNamespace(**{"kl_target": 0, "ref_ema": 0.0, "ref_sync": 0, **PPO, **changes})
+    data, weight = write_prompts(tmp_path)
+    start = load_pretrained(place / "sft" / "model")[0]
+    reward_model, other = (scalar_model(place, tmp_path / f"scores{i}", i) for i in (1, 2))
+    scored = {"reward model": ["--reward-model", tmp_path / "scores1"],
+              "from the policy": ["--reward-model", tmp_path / "scores1", "--critic", "policy"],
+              "critic": ["--reward", f"{tmp_path / 'reward.py'}:score", "--critic", tmp_path / "scores2"]
+              }.get(case, ["--reward", f"{tmp_path / 'reward.py'}:score"])
+    given = {name: value for name, value in {**PPO, **changes}.items() if value is not None}
+    diary, rows, run = train(train_ppo, "--model", place / "sft", *data, *scored, *flags(given))
+
+    critic = {"reward model": reward_model, "critic": other}.get(case, ScalarModel(start))
+    unfinished_score = vars(s).get("unfinished_score", -5.0)
+    policy, reference, kl_coef = start, exact(start).requires_grad_(False), s.kl_coef
+    actor, critic_adam = AdamW((0.9, 0.95), 0.0, policy), AdamW((0.9, 0.95), 0.0, critic)
+    prompts, kl_coefs, clips, ends, moved = [], [], set(), set(), []
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        [generated] = entries.of("generate")
+        answers = sampled(generated, policy, s.max_new_tokens, s.temperature)
+        assert len(answers) == s.prompts_per_step
+        prompts += [prompt for prompt, _, _ in answers]
+        ends |= {finished for _, _, finished in answers}
+
+        # the score of each answer
+        scores = []
+        for prompt, answer, finished in answers:
+            if "--reward" in scored:
+                scores.append(weight[prompt] * (answer.count(ord("a")) - answer.count(ord("b")) / 2))
+            elif finished:
+                scores.append(score_at_the_end(exact(reward_model), prompt, answer).item())
+            else:
+                scores.append(unfinished_score)
+
+        # log-probs and values at the weights that sampled; rewards, advantages, targets
+        behaviour, old_critic = exact(policy), exact(critic)
+        old_logp, ref_logp, old_values, raw, kl = [], [], [], [], []
+        for (prompt, answer, _), score in zip(answers, scores):
+            old_logp.append(log_probs(behaviour, prompt, answer, s.temperature).tolist())
+            ref_logp.append(log_probs(reference, prompt, answer, s.temperature).tolist())
+            old_values.append(values_before(old_critic, prompt, answer).tolist())
+            rewards = [-kl_coef * (p - q) for p, q in zip(old_logp[-1], ref_logp[-1])]
+            rewards[-1] += score
+            raw.append(gae_sums(rewards, old_values[-1], s.gamma, s.lam))
+            kl.append(exact_kl(behaviour, reference, prompt, answer, s.temperature).tolist())
+        targets = [[a + v for a, v in zip(*row)] for row in zip(raw, old_values)]
+        middle, spread = mean(flatten(raw)), math.sqrt(variance(flatten(raw)) + 1e-8)
+        whitened = [[(a - middle) / spread for a in row] for row in raw]
+
+        # the updates: the critic's, and from the end of its warm-up the actor's
+        learns = step >= s.critic_warmup
+        updates, orders = iter(entries.of("update")), entries.of("randperm")
+        assert len(orders) == s.epochs
+        noted = {name: [] for name in ("clipped", "approx_kl", "entropy", "value_error", "value_clipped", "norm")}
+        for order in orders:
+            assert sorted(order.result.tolist()) == list(range(len(answers)))
+            for picked in chunks(order.result.tolist(), s.minibatches):
+                update, losses = next(updates), []
+                for i in picked:
+                    prompt, answer, _ = answers[i]
+                    for v, v_old, target in zip(values_before(update.exact, prompt, answer), old_values[i], targets[i],
+                                                strict=True):
+                        error = clipped_error = (v - target) ** 2
+                        if s.value_clip:
+                            near = v_old + torch.clamp(v - v_old, -s.value_clip, s.value_clip)
+                            clipped_error = (near - target) ** 2
+                        losses.append(max(error, clipped_error) / 2)
+                        noted["value_error"].append(error.item())
+                        noted["value_clipped"].append(clipped_error.item() > error.item())
+                assert_gradient(update, mean(losses))
+                critic_adam.check(update, s.critic_lr)
+                critic = update.after
+                if not learns:
+                    continue
+
+                update, losses = next(updates), []
+                for i in picked:
+                    prompt, answer, _ = answers[i]
+                    logp = log_probs(update.exact, prompt, answer, s.temperature)
+                    for new, old, advantage in zip(logp, old_logp[i], whitened[i], strict=True):
+                        clip = math.inf if s.clip is None else s.clip
+                        loss, clipped = clipped_loss((new - old).exp(), advantage, clip, clip)
+                        losses.append(loss)
+                        noted["clipped"].append(clipped)
+                        clips.add((clipped, advantage > 0))
+                        noted["approx_kl"].append(math.exp((new - old).item()) - 1 - (new - old).item())
+                    noted["entropy"] += entropies(update.exact, prompt, answer, s.temperature).tolist()
+                assert_gradient(update, mean(losses))
+                actor.check(update, s.lr)
+                policy = update.after
+                noted["norm"].append(update.norm)
+        assert next(updates, None) is None
+
+        # the reference and β, for the next step
+        moved.append(same_weights(reference, exact(start)))
+        ratios = [sum(p) - sum(q) for p, q in zip(old_logp, ref_logp)]
+        if s.kl_target:
+            kl_coefs.append(kl_coef)
+            kl_coef = next_kl_coef(kl_coef, mean(ratios), s.kl_target, s.kl_horizon, len(answers))
+        move(reference, policy, step, s.ref_ema, s.ref_sync)
+
+        k3 = [math.exp(q - p) - 1 - (q - p) for p, q in zip(flatten(old_logp), flatten(ref_logp))]
+        errors, flat = [t - v for t, v in zip(flatten(targets), flatten(old_values))], flatten(targets)
+        found = {"eval_greedy": "", "eval_sampled": ""}
+        if "--reward" in scored and step % 2:
+            found = evaluation(entries, policy, max_new_tokens=5, temperature=0.7)
+        assert_row(row, {
+            "step": step + 1, "reward": mean(scores), "kl": mean(k3), "kl_exact": mean(flatten(kl[:32])),
+            "answer_kl": mean(ratios), "kl_coef": kl_coef,
+            "entropy": mean(noted["entropy"]) if learns else "",
+            "response_length": mean(len(answer) for _, answer, _ in answers),
+            "finished": mean(finished for _, _, finished in answers), "samples": len(answers),
+            "clip_fraction": mean(noted["clipped"]) if learns else 0,
+            "approx_kl": mean(noted["approx_kl"]) if learns else 0,
+            "value_error": mean(noted["value_error"]), "value_clip_fraction": mean(noted["value_clipped"]),
+            "explained_variance": 1 - variance(errors) / variance(flat),
+            "grad_norm": mean(noted["norm"]) if learns else 0, **found, "skipped_updates": 0},
+            sum(len(answer) for _, answer, _ in answers))
+
+    # the settings were such that all this shows
+    assert ends == {True, False} and len(set(prompts)) == min(len(prompts), 41)
+    assert float(rows[-1]["kl"]) > 0.01 and (s.ref_sync == 0 or moved == [True, True, False, False])
+    assert case == "a2c" or clips == {(a, b) for a in (True, False) for b in (True, False)}
+    assert mean(update.norm > 0.01 for update in diary.of("update")) > 0.8                # else little is compared
+    assert not s.value_clip or any(float(row["value_clip_fraction"]) > 0.02 for row in rows)
+    if s.kl_target:                                        # β fell, and then it rose
+        assert kl_coefs[1] < kl_coefs[0] and kl_coefs[-1] > min(kl_coefs)
+    assert_noise_is_new(diary)
+    moves = {"reference"} if s.ref_ema or s.ref_sync else set()
+    checkpoint = assert_end(diary, rows, run, {"policy", "critic", "optimizer", "critic_optimizer"} | moves, policy)
+    assert checkpoint["values"] == {"kl_coef": pytest.approx(kl_coef)}
+    assert_passes(diary, s.micro_batch_tokens)
