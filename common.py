@@ -244,6 +244,7 @@ def trained(run: str, train, config) -> str:
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
                *(["--resume"] if there(Path(run) / "config.json") else [])])
+        pick_device(config)                                     # the nested run switched autocast as its own settings say
     return run
 
 
@@ -407,13 +408,14 @@ class Run:
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
     def update(self, optimizer, model) -> float:
-        """Clip the gradient to norm 1, step, clear. -> the norm before. Where it isn't finite, there is no step: the weights stay."""
+        """Clip the gradient to norm 1, step, clear. -> the norm before. The weights stay where they are if the gradient isn't finite,
+        and if it is 0: Adam's momentum would go on moving them where nothing was learned."""
         for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
             p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        if math.isfinite(norm):
+        if 0 < norm < math.inf:
             optimizer.step()
-        else:
+        elif norm != 0:
             self.skipped += 1
             if rank() == 0:
                 self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, UserError, model_directory, parse, pick_device, script, setting, trained, user_errors
+from common import Run, RunConfig, model_directory, parse, pick_device, refuse, script, setting, trained, user_errors
 from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
@@ -50,6 +50,14 @@ class Config(RunConfig):
     eval_every: int = setting(40, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(40, "steps between checkpoints; 0: only at the end", low=0)
 
+    def check(self, given: dict) -> None:
+        """Refuse flags that have no effect."""
+        if self.data:
+            refuse(given, "pairs", "max_new_tokens", why="with --data, where no pairs are sampled")
+        for loss, names in {"dpo": ("label_smoothing",), "simpo": ("gamma",), "kto": ("desirable_weight", "undesirable_weight")}.items():
+            if self.loss != loss:
+                refuse(given, *names, why=f"with --loss {self.loss}: it is for --loss {loss}")
+
 
 def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
@@ -59,8 +67,6 @@ def main(argv=None) -> None:
 
     # 1. The policy, pairs, and the reference's log-probs of their answers: (2, P), summed
     with user_errors():
-        if config.label_smoothing and config.loss != "dpo":
-            raise UserError(f"--label-smoothing is for --loss dpo, found --loss {config.loss}")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         train, held_out = load_pairs(config, policy, tokenizer)

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, trained, user_errors
+from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
 from data import encode, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
 from evaluate import answer
 from losses import reward_model_loss
@@ -31,6 +31,11 @@ class Config(RunConfig):
     lr: float = setting(5e-4, "learning rate, falling linearly to 0", low=0.0)
     eval_every: int = setting(50, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", low=0)
+
+    def check(self, given: dict) -> None:
+        """Refuse flags that have no effect."""
+        if self.data:
+            refuse(given, "pairs", "max_new_tokens", why="with --data, where no pairs are sampled")
 
 
 def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False) -> list[dict]:

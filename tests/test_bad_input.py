@@ -134,11 +134,39 @@ CASES = [
     # flags that don't go together
     (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
     (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
-    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate is not for --loss gspo"),
+    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate has no effect with --loss gspo"),
     (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"), (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
     (GRPO, ["--aggregate", "mean"], "--aggregate: invalid choice: 'mean'"),
     (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
+    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing has no effect with --loss kto"),
+    # flags that have no effect
+    (GRPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
+    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
+        ["--kl-target", "1"], ["--kl-in", "loss"], ["--kl-estimator", "k2"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    *[(GRPO, [*method, "--kl-target", "1"], "--kl-target has no effect where --kl-coef is 0") for method in (
+        ["--loss", "dapo"], ["--loss", "cispo"], ["--advantage", "dr_grpo"])],
+    *[(GRPO, ["--advantage", name, "--kl-estimator", "k2"], "--kl-estimator has no effect with --kl-in reward")
+      for name in ("rloo", "remax", "reinforce_pp")],
+    (GRPO, ["--advantage", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward", "--kl-estimator", "k3"], "--kl-estimator has no effect with"),
+    *[(GRPO, ["--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step") for flag in ("--clip-low", "--clip-high")],
+    *[(GRPO, ["--advantage", "rloo", flag, "0.1"], f"{flag} has no effect with --loss reinforce") for flag in ("--clip-low", "--clip-high")],
+    (GRPO, ["--advantage", "rloo", "--minibatches", "2"], "expected 1 and 1"), (GRPO, ["--loss", "reinforce", "--epochs", "2"], "expected 1 and 1"),
+    *every([GRPO, PPO], ["--ref-ema", "1"], "--ref-ema 1 keeps the reference as it is, expected less than 1"),
+    *[(GRPO, ["--advantage", "dr_grpo", "--loss", loss], f"--advantage dr_grpo averages over a constant and --loss {loss} doesn't")
+      for loss in ("gspo", "dapo")],
+    (GRPO, ["--advantage", "reinforce_pp", "--loss", "gspo"], "--advantage reinforce_pp has an advantage for each token, but --loss gspo"),
+    (GRPO, ["--kl-in", "reward"], "--kl-in reward is not for --advantage grpo"),
+    (PPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
+    *[(PPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
+        ["--kl-target", "1"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    (PPO, ["--reward", "verifier", "--unfinished-score", "0"], "--unfinished-score has no effect with --reward"),
+    *[(PPO, ["--epochs", "1", "--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step")
+      for flag in ("--clip", "--value-clip")],
+    *[(PPO, ["--data", "x", "--reward-model", "x", flag, "5"], f"{flag} has no effect with --data and a reward model")
+      for flag in ("--eval-every", "--eval-problems")],
+    *[(DPO, ["--loss", loss, flag, "0.5"], f"{flag} has no effect with --loss {loss}") for loss, flag in (
+        ("dpo", "--gamma"), ("kto", "--gamma"), ("dpo", "--desirable-weight"), ("ipo", "--undesirable-weight"), ("simpo", "--label-smoothing"))],
+    *[(s, ["--data", "x", flag, "5"], f"{flag} has no effect with --data") for s in (RM, DPO) for flag in ("--pairs", "--max-new-tokens")],
     *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"], "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
     # devices
     *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"), (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),

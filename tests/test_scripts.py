@@ -27,9 +27,9 @@ def column(run, name):
 
 
 def rl(place, out, *flags):
-    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels"]
+    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "5"]
     return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), *reward, "--out", str(place / out), "--max-new-tokens", "6",
-            "--lr", "3e-3", "--eval-every", "5", *flags]
+            "--lr", "3e-3", *flags]
 
 
 def test_sft_learns(place):
@@ -52,7 +52,7 @@ def test_grpo_learns(place, flags):
     assert abs(column(place / out, "kl")[0]) < 1e-9                          # the reference is the policy at the start
 
 
-@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--value-clip", "0", "--lam", "1"]], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--lam", "1"]], ids=["ppo", "a2c"])
 def test_ppo_learns(place, flags):
     out = "ppo" + "".join(flags)
     train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", *flags))
@@ -184,7 +184,7 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
     """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are whitened; cut-off answers get their score."""
     calls = {name: watch(monkeypatch, train_ppo, name) for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards", "generate")}
     flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1", "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
-               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--eval-every", "0", "--max-new-tokens", "4")
+               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--max-new-tokens", "4")
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, place / "scores")
     train_ppo.main(flags)
@@ -212,14 +212,22 @@ DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torc
 
 @pytest.mark.parametrize("flags", ["", "--kl-estimator k1", "--kl-estimator k2 --aggregate token-mean", "--kl-estimator k3 --aggregate seq-sum",
                                    "--loss dapo", "--loss dapo --aggregate seq-mean", "--advantage dr_grpo", "--advantage dr_grpo --aggregate seq-mean",
-                                   "--kl-in reward", "--advantage rloo --kl-in reward", "--advantage remax --kl-in reward", "--loss gspo",
+                                   "--advantage dr_grpo --kl-in reward", "--advantage rloo", "--advantage rloo --kl-in loss --aggregate token-mean",
+                                   "--advantage rloo --loss grpo", "--advantage remax", "--loss gspo", "--loss reinforce --aggregate seq-mean",
                                    "--advantage reinforce_pp", "--advantage reinforce_pp --kl-in loss", "--loss cispo --kl-estimator k2"])
 def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, monkeypatch, flags):
     """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss, weighed as --aggregate says."""
     named = dict(zip(flags.split()[::2], flags.split()[1::2]))
-    advantage, loss, beta = named.get("--advantage", "grpo"), named.get("--loss", "grpo"), 0.5
+    advantage, beta = named.get("--advantage", "grpo"), 0.5
+    papers_loss, papers_mode = {"rloo": ("reinforce", "seq-sum"), "remax": ("reinforce", "seq-sum"), "dr_grpo": ("grpo", "seq-sum"),
+                                "reinforce_pp": ("grpo", "token-mean"), "grpo": ("grpo", "seq-mean")}[advantage]
+    loss = named.get("--loss", papers_loss)
+    if loss != papers_loss:
+        papers_mode = {"dapo": "token-mean", "cispo": "token-mean", "reinforce": "seq-sum"}.get(loss, "seq-mean")
+    mode = named.get("--aggregate", papers_mode)
+    function = {"reinforce": "policy_gradient_loss", "dapo": "grpo_loss"}.get(loss, f"{loss}_loss")
     calls = {name: watch(monkeypatch, train_grpo, name) for name in ("token_log_probs", "micro_batches", "token_rewards",
-             f"{advantage.removeprefix('dr_')}_advantages", f"{loss.replace('dapo', 'grpo')}_loss")}
+             f"{advantage.removeprefix('dr_')}_advantages", function)}
     *_, compared, losses = calls.values()
     logps, score = [], train_grpo.token_log_probs
 
@@ -233,7 +241,7 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
     train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta), "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
 
     (rewards, logp, ref_logp, mask, coef), _ = calls["token_rewards"][-1]
-    in_reward = named.get("--kl-in", "reward" if advantage == "reinforce_pp" else "loss") == "reward"
+    in_reward = named.get("--kl-in", "loss" if advantage in ("grpo", "dr_grpo") else "reward") == "reward"
     assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05                      # the policy has moved
     if advantage != "reinforce_pp":
         torch.testing.assert_close(compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
@@ -242,10 +250,9 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
     reference = load_pretrained(place / "sft" / "model")[0]
     scored = [arguments for arguments, result in calls["token_log_probs"] if isinstance(result, tuple)][-n:]
     masks = [m for _, _, m, _ in scored]
-    mode = named.get("--aggregate") or {"dapo": "token-mean", "cispo": "token-mean"}.get(loss, "seq-sum" if advantage == "dr_grpo" else "seq-mean")
     total = {"token-mean": sum(m.sum() for m in masks), "seq-mean": sum(map(len, masks)), "seq-sum": sum(map(len, masks)) * 6}[mode]
     for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:], strict=True):
-        A = arguments[3 if loss in ("grpo", "dapo") else 2]
+        A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(function, 2)]
         x = logp.detach() - token_log_probs(reference, tokens, m).detach()
         slope = -(A if A.dim() == 2 else A[:, None]) + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x))
         torch.testing.assert_close(logp.grad, slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1), rtol=1e-3, atol=1e-6)
@@ -280,12 +287,12 @@ def test_the_critic_starts_as_told(place, tmp_path):
     reward_model.score.weight.data.fill_(0.5)
     save_pretrained(reward_model, tokenizer, tmp_path / "scores")
     zeros = torch.zeros_like(reward_model.score.weight)
-    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels"], ["--reward-model", str(tmp_path / "scores")]
+    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "0"], ["--reward-model", str(tmp_path / "scores")]
     for i, (flags, start) in enumerate([(verifier, zeros), (scores, reward_model.score.weight), (scores + ["--critic", "policy"], zeros),
                                         (verifier + ["--critic", str(tmp_path / "scores")], reward_model.score.weight)]):
         run = tmp_path / f"run{i}"
         train_ppo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(run), "--steps", "1", "--critic-lr", "0",
-                        "--prompts-per-step", "4", "--max-new-tokens", "4", "--eval-every", "0", *flags])
+                        "--prompts-per-step", "4", "--max-new-tokens", "4", *flags])
         critic = torch.load(run / "checkpoint.pt", weights_only=True)["parts"]["critic"]
         assert torch.equal(critic["score.weight"], start), flags
         assert column(run, "samples") == [4]
