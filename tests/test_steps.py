@@ -100,7 +100,7 @@ def train(place, tmp_path, monkeypatch):
     def run(script, *flags, out="run"):
         diary = Diary()
         with monkeypatch.context() as patch:
-            for name in ("generate", "reward_answers", "evaluate", "take", "pad_batch"):
+            for name in ("generate", "evaluate", "take", "pad_batch"):
                 if hasattr(script, name):
                     watch(patch, diary, script, name)
             for name in ("token_log_probs", "sequence_scores", "token_values"):
@@ -154,28 +154,34 @@ def exact(model):
     return copy.deepcopy(model).double().requires_grad_(True)
 
 
-def log_softmax(model, prompt, answer, temperature=1.0):
+def frozen(model):
+    """The model in float64, without."""
+    return exact(model).requires_grad_(False)
+
+
+def distributions(model, prompt, answer, temperature=1.0):
     """log π(· | what came before) at each token of the answer, from the logits of the whole row. (tokens, V)"""
     logits = model(torch.tensor([[*prompt, *answer]]))[0]
     before = logits[len(prompt) - 1:-1]                    # the logits at t - 1 are those of token t
     return torch.log_softmax(before / temperature, -1)
 
 
-def log_probs(model, prompt, answer, temperature=1.0):
+def of_tokens(distributions, answer):
     """log π of each token of the answer. (tokens,)"""
-    logp = log_softmax(model, prompt, answer, temperature)
-    return torch.stack([logp[t, token] for t, token in enumerate(answer)])
+    return distributions[range(len(answer)), answer]
 
 
-def entropies(model, prompt, answer, temperature):
-    logp = log_softmax(model, prompt, answer, temperature)
-    return -(logp.exp() * logp).sum(-1)
+def log_probs(model, prompt, answer, temperature=1.0):
+    return of_tokens(distributions(model, prompt, answer, temperature), answer)
 
 
-def exact_kl(model, reference, prompt, answer, temperature):
+def entropies(distributions):
+    return -(distributions.exp() * distributions).sum(-1).detach()
+
+
+def exact_kl(distributions, reference):
     """KL(π‖ref) at each token of the answer, over the vocabulary."""
-    logp = log_softmax(model, prompt, answer, temperature)
-    return (logp.exp() * (logp - log_softmax(reference, prompt, answer, temperature))).sum(-1)
+    return (distributions.exp() * (distributions - reference)).sum(-1)
 
 
 def values_before(critic, prompt, answer):
@@ -214,10 +220,14 @@ class AdamW:
         self.weights = start
 
     def check(self, update, lr):
-        self.step += 1
-        clip = min(1.0, 1.0 / update.norm)
         if self.weights is not None:
             assert same_weights(update.model, self.weights)              # nothing but updates moves the weights
+        self.weights = update.after
+        if update.norm == 0:                               # nothing was learned: momentum must not move them either
+            assert same_weights(update.model, update.after)
+            return
+        self.step += 1
+        clip = min(1.0, 1.0 / update.norm)
         after = dict(update.after.named_parameters())
         for name, p in update.model.named_parameters():
             g = update.gradient[name].double() * clip
@@ -229,7 +239,6 @@ class AdamW:
             moved = -lr * (m / (v.sqrt() + 1e-8) + self.weight_decay * p.detach().double())
             found = after[name].detach().double() - p.detach().double()
             torch.testing.assert_close(found, moved, rtol=1e-3, atol=1e-3 * lr + 3e-7)
-        self.weights = update.after
 
 
 def assert_row(row, expected, tokens):
@@ -315,7 +324,7 @@ def test_sft(place, tmp_path, train):
         expected = {"step": step + 1, "loss": loss, "lr": lr, "grad_norm": update.norm, "eval_loss": "",
                     "eval_greedy": "", "eval_sampled": "", "skipped_updates": 0}
         if step + 1 in (8, 16, 20):
-            expected["eval_loss"], _ = demonstrations_loss(exact(update.after), held_out)
+            expected["eval_loss"], _ = demonstrations_loss(frozen(update.after), held_out)
         assert_row(row, expected, n)
     assert min(entry.norm for entry in diary.of("update")) < 1 < max(entry.norm for entry in diary.of("update"))
     assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
@@ -426,7 +435,7 @@ def test_reward_model(place, tmp_path, train):
         expected = {"step": step + 1, "loss": loss, "accuracy": mean(margin > 0), "margin": mean(margin),
                     "grad_norm": update.norm, "eval_accuracy": "", "skipped_updates": 0}
         if step + 1 in (2, 4, 5):
-            expected["eval_accuracy"] = mean(margins(exact(update.after), held_out) > 0)
+            expected["eval_accuracy"] = mean(margins(frozen(update.after), held_out) > 0)
         assert_row(row, expected, sum(len(c) + len(r) for _, c, r in batches[step]))
     assert len({row["eval_accuracy"] for row in rows}) > 2 and titles(run)[0] == [2, 4, 5]
     assert len({row["accuracy"] for row in rows}) > 2
@@ -492,7 +501,7 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
     if not given:
         beta, nll_coef = {"simpo": 2.0}.get(name, 0.1), {"kto": 0.0}.get(name, 1.0)
     batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
-    reference, adam, points = exact(start).requires_grad_(False), AdamW((0.9, 0.95), 0.0, start), []
+    reference, adam, points = frozen(start), AdamW((0.9, 0.95), 0.0, start), []
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
         [taken], [update] = entries.of("take"), entries.of("update")
         tokens, point = sum(len(c) + len(r) for _, c, r in batches[step]), None
@@ -527,7 +536,7 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
             expected["accuracy"] = float(row["accuracy"])
         if step + 1 in (2, 4, 5):                          # by the implicit reward, whatever the loss
             def moved(prompt, answer):
-                return (log_probs(exact(update.after), prompt, answer) - log_probs(reference, prompt, answer)).sum()
+                return (log_probs(frozen(update.after), prompt, answer) - log_probs(reference, prompt, answer)).sum()
             expected["eval_pairs"] = mean(moved(p, c) > moved(p, r) for p, c, r in held_out)
         assert_row(row, expected, tokens)
     assert len({row["eval_pairs"] for row in rows}) > 1
@@ -600,11 +609,18 @@ def score(prompts, completions, weight, **columns):
 
 
 def write_prompts(path):
-    """Prompts of two to nine bytes, each with a weight of its own, and the reward function that reads it."""
-    rows = [{"prompt": f"{i}:" * (1 + i % 3), "weight": 0.3 + i % 4 / 10} for i in range(45)]
+    """Prompts of two to nine bytes, each with a weight of its own, and the reward function that reads it.
+
+    For one prompt in four all answers are worth the same."""
+    rows = [{"prompt": f"{i}:" * (1 + i % 3), "weight": i % 4 / 4} for i in range(45)]
     (path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (path / "reward.py").write_text(REWARD)
     return ["--data", path / "prompts.jsonl"], {tuple(row["prompt"].encode()): row["weight"] for row in rows}
+
+
+def worth(weight, answer):
+    """What the reward function gives, of ids."""
+    return weight * (answer.count(ord("a")) - answer.count(ord("b")) / 2)
 
 
 def flags(settings):
@@ -662,10 +678,12 @@ def assert_noise_is_new(diary):
 
 
 def assert_first_evaluation(diary, start, **given):
-    """The first thing that happens, and the last, as the first step's entries also hold step 1's if that is due."""
+    """Before anything else happens, what the first model can do is noted, with the arguments of all evaluations."""
     first = next(entry for entry in diary if entry.what in ("generate", "evaluate"))
     assert first.what == "evaluate" and same_weights(first.model, start)
-    assert all(vars(first)[name] == value for name, value in given.items())
+    for entry in diary.of("evaluate"):
+        assert entry.examples == first.examples and entry.reward is first.reward
+        assert all(vars(entry)[name] == value for name, value in given.items())
 
 
 # ------------------------------------------------------------------------------------ PPO
@@ -693,11 +711,12 @@ def scalar_model(place, path, seed):
 
 
 @pytest.mark.parametrize("case, changes", [
-    ("reward model", dict(critic_lr=0.001, value_clip=0.1, ref_ema=0.9, kl_target=0.08, kl_horizon=30.0, unfinished_score=-0.7)),
+    ("reward model", dict(eval_every=None, critic_lr=0.001, value_clip=0.1, ref_ema=0.9, kl_target=0.08, kl_horizon=30.0, unfinished_score=-0.7)),
     ("function", dict(ref_sync=2, prompts_per_step=36, minibatches=2, value_clip=0)),
     ("critic", dict(kl_coef=0.4, critic_lr=0.002)),
+    # on the built-in task, where the verifier says what the reward model's scores are worth
     ("from the policy", dict(critic_warmup=0, critic_lr=0.001, value_clip=0.1)),
-    ("a2c", dict(epochs=1, minibatches=1, clip=None, value_clip=0, lr=0.02, critic_warmup=0))],
+    ("a2c", dict(epochs=1, minibatches=1, clip=None, value_clip=None, lr=0.02, critic_warmup=0))],
     ids=lambda x: x.replace(" ", "_") if isinstance(x, str) else "")
 def test_ppo(place, tmp_path, train, case, changes):
     s = SimpleNamespace(**{"kl_target": 0, "ref_ema": 0.0, "ref_sync": 0, **PPO, **changes})
@@ -705,15 +724,17 @@ def test_ppo(place, tmp_path, train, case, changes):
     start = load_pretrained(place / "sft" / "model")[0]
     reward_model, other = (scalar_model(place, tmp_path / f"scores{i}", i) for i in (1, 2))
     scored = {"reward model": ["--reward-model", tmp_path / "scores1"],
-              "from the policy": ["--reward-model", tmp_path / "scores1", "--critic", "policy"],
+              "from the policy": ["--reward-model", tmp_path / "scores1", "--critic", "policy", "--eval-problems", 6],
               "critic": ["--reward", f"{tmp_path / 'reward.py'}:score", "--critic", tmp_path / "scores2"]
               }.get(case, ["--reward", f"{tmp_path / 'reward.py'}:score"])
+    data = [] if case == "from the policy" else data
+    evaluates = case != "reward model"                     # on data without a function nothing says what is right
     given = {name: value for name, value in {**PPO, **changes}.items() if value is not None}
     diary, rows, run = train(train_ppo, "--model", place / "sft", *data, *scored, *flags(given))
 
     critic = {"reward model": reward_model, "critic": other}.get(case, ScalarModel(start))
     unfinished_score = vars(s).get("unfinished_score", -5.0)
-    policy, reference, kl_coef = start, exact(start).requires_grad_(False), s.kl_coef
+    policy, reference, kl_coef = start, frozen(start), s.kl_coef
     actor, critic_adam = AdamW((0.9, 0.95), 0.0, policy), AdamW((0.9, 0.95), 0.0, critic)
     prompts, kl_coefs, clips, ends, moved = [], [], set(), set(), []
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
@@ -727,23 +748,24 @@ def test_ppo(place, tmp_path, train, case, changes):
         scores = []
         for prompt, answer, finished in answers:
             if "--reward" in scored:
-                scores.append(weight[prompt] * (answer.count(ord("a")) - answer.count(ord("b")) / 2))
+                scores.append(worth(weight[prompt], answer))
             elif finished:
-                scores.append(score_at_the_end(exact(reward_model), prompt, answer).item())
+                scores.append(score_at_the_end(frozen(reward_model), prompt, answer).item())
             else:
                 scores.append(unfinished_score)
 
         # log-probs and values at the weights that sampled; rewards, advantages, targets
-        behaviour, old_critic = exact(policy), exact(critic)
+        behaviour, old_critic = frozen(policy), frozen(critic)
         old_logp, ref_logp, old_values, raw, kl = [], [], [], [], []
         for (prompt, answer, _), score in zip(answers, scores):
-            old_logp.append(log_probs(behaviour, prompt, answer, s.temperature).tolist())
-            ref_logp.append(log_probs(reference, prompt, answer, s.temperature).tolist())
+            old, ref = (distributions(m, prompt, answer, s.temperature) for m in (behaviour, reference))
+            old_logp.append(of_tokens(old, answer).tolist())
+            ref_logp.append(of_tokens(ref, answer).tolist())
+            kl.append(exact_kl(old, ref).tolist())
             old_values.append(values_before(old_critic, prompt, answer).tolist())
             rewards = [-kl_coef * (p - q) for p, q in zip(old_logp[-1], ref_logp[-1])]
             rewards[-1] += score
             raw.append(gae_sums(rewards, old_values[-1], s.gamma, s.lam))
-            kl.append(exact_kl(behaviour, reference, prompt, answer, s.temperature).tolist())
         targets = [[a + v for a, v in zip(*row)] for row in zip(raw, old_values)]
         middle, spread = mean(flatten(raw)), math.sqrt(variance(flatten(raw)) + 1e-8)
         whitened = [[(a - middle) / spread for a in row] for row in raw]
@@ -777,7 +799,8 @@ def test_ppo(place, tmp_path, train, case, changes):
                 update, losses = next(updates), []
                 for i in picked:
                     prompt, answer, _ = answers[i]
-                    logp = log_probs(update.exact, prompt, answer, s.temperature)
+                    new_distributions = distributions(update.exact, prompt, answer, s.temperature)
+                    logp = of_tokens(new_distributions, answer)
                     for new, old, advantage in zip(logp, old_logp[i], whitened[i], strict=True):
                         clip = math.inf if s.clip is None else s.clip
                         loss, clipped = clipped_loss((new - old).exp(), advantage, clip, clip)
@@ -785,7 +808,7 @@ def test_ppo(place, tmp_path, train, case, changes):
                         noted["clipped"].append(clipped)
                         clips.add((clipped, advantage > 0))
                         noted["approx_kl"].append(math.exp((new - old).item()) - 1 - (new - old).item())
-                    noted["entropy"] += entropies(update.exact, prompt, answer, s.temperature).tolist()
+                    noted["entropy"] += entropies(new_distributions).tolist()
                 assert_gradient(update, mean(losses))
                 actor.check(update, s.lr)
                 policy = update.after
@@ -793,21 +816,23 @@ def test_ppo(place, tmp_path, train, case, changes):
         assert next(updates, None) is None
 
         # the reference and β, for the next step
-        moved.append(same_weights(reference, exact(start)))
+        moved.append(not same_weights(reference, frozen(start)))
         ratios = [sum(p) - sum(q) for p, q in zip(old_logp, ref_logp)]
+        kl_coefs.append(kl_coef)
         if s.kl_target:
-            kl_coefs.append(kl_coef)
             kl_coef = next_kl_coef(kl_coef, mean(ratios), s.kl_target, s.kl_horizon, len(answers))
         move(reference, policy, step, s.ref_ema, s.ref_sync)
 
         k3 = [math.exp(q - p) - 1 - (q - p) for p, q in zip(flatten(old_logp), flatten(ref_logp))]
         errors, flat = [t - v for t, v in zip(flatten(targets), flatten(old_values))], flatten(targets)
         found = {"eval_greedy": "", "eval_sampled": ""}
-        if "--reward" in scored and step % 2:
+        if evaluates and step % 2:
             found = evaluation(entries, policy, max_new_tokens=5, temperature=0.7)
+            verified = [entry.reward is train_ppo.sum_reward for entry in diary.of("evaluate")]
+            assert all(verified) if case == "from the policy" else not any(verified)
         assert_row(row, {
             "step": step + 1, "reward": mean(scores), "kl": mean(k3), "kl_exact": mean(flatten(kl[:32])),
-            "answer_kl": mean(ratios), "kl_coef": kl_coef,
+            "answer_kl": mean(ratios), "kl_coef": kl_coefs[-1],
             "entropy": mean(noted["entropy"]) if learns else "",
             "response_length": mean(len(answer) for _, answer, _ in answers),
             "finished": mean(finished for _, _, finished in answers), "samples": len(answers),
@@ -815,12 +840,16 @@ def test_ppo(place, tmp_path, train, case, changes):
             "approx_kl": mean(noted["approx_kl"]) if learns else 0,
             "value_error": mean(noted["value_error"]), "value_clip_fraction": mean(noted["value_clipped"]),
             "explained_variance": 1 - variance(errors) / variance(flat),
+            "updates": sum(norm > 0 for norm in noted["norm"]),
             "grad_norm": mean(noted["norm"]) if learns else 0, **found, "skipped_updates": 0},
             sum(len(answer) for _, answer, _ in answers))
 
+    if evaluates:
+        assert_first_evaluation(diary, start, max_new_tokens=5, temperature=0.7)
+    assert titles(run)[0] == [0, 2, 4] if evaluates else not (run / "samples.txt").exists()
     # the settings were such that all this shows
     assert ends == {True, False} and len(set(prompts)) == min(len(prompts), 41)
-    assert float(rows[-1]["kl"]) > 0.01 and (s.ref_sync == 0 or moved == [True, True, False, False])
+    assert float(rows[-1]["kl"]) > 0.01 and (s.ref_sync == 0 or moved == [False, False, True, True])
     assert case == "a2c" or clips == {(a, b) for a in (True, False) for b in (True, False)}
     assert mean(update.norm > 0.01 for update in diary.of("update")) > 0.8                # else little is compared
     assert not s.value_clip or any(float(row["value_clip_fraction"]) > 0.02 for row in rows)
