@@ -672,7 +672,7 @@ def move(reference, policy, step, ref_ema=0.0, ref_sync=0):
 
 def assert_noise_is_new(diary):
     """No two samplings and no two orders come from the same seed. (A greedy answer has no noise.)"""
-    seeds = [entry.generator.initial_seed() for entry in diary.of("generate") if entry.generator is not None]
+    seeds = [entry.generator.initial_seed() for entry in diary.of("generate") if entry.temperature > 0]
     seeds += [entry.seed for entry in diary.of("randperm")]
     assert len(set(seeds)) == len(seeds) > 1
 
@@ -858,5 +858,212 @@ def test_ppo(place, tmp_path, train, case, changes):
     assert_noise_is_new(diary)
     moves = {"reference"} if s.ref_ema or s.ref_sync else set()
     checkpoint = assert_end(diary, rows, run, {"policy", "critic", "optimizer", "critic_optimizer"} | moves, policy)
+    assert checkpoint["values"] == {"kl_coef": pytest.approx(kl_coef)}
+    assert_passes(diary, s.micro_batch_tokens)
+
+
+# ------------------------------------------------------------------------------------ GRPO and its relatives
+
+
+def group_advantages(name, earned, greedy):
+    """Advantages of the answers to one prompt; earned: what each got, less its KL if that is in the reward."""
+    n = len(earned)
+    if name == "remax":
+        return [x - greedy for x in earned]
+    if len(set(earned)) == 1:
+        return [0.0] * n
+    if name == "rloo":
+        return [x - (sum(earned) - x) / (n - 1) for x in earned]
+    spread = math.sqrt(variance(earned)) + 1e-4 if name == "grpo" else 1.0
+    return [(x - mean(earned)) / spread for x in earned]
+
+
+def token_losses(name, logp, old, advantages, low, high):
+    """The loss of each token of an answer, whether each was clipped, and, for GSPO, one number for all of it."""
+    ratios = (logp - torch.tensor(old)).exp()
+    if name == "gspo":
+        ratio = (logp - torch.tensor(old)).mean().exp()
+        loss, clipped = clipped_loss(ratio, advantages[0], low, high)
+        return [loss] * len(logp), [clipped] * len(logp)
+    if name == "reinforce":
+        return [-a * p for a, p in zip(advantages, logp)], [False] * len(logp)
+    if name == "cispo":
+        weights = [min(max(ratio, 1 - low), 1 + high) for ratio in ratios.tolist()]
+        return ([-w * a * p for w, a, p in zip(weights, advantages, logp)],
+                [w != ratio for w, ratio in zip(weights, ratios.tolist())])
+    return zip(*(clipped_loss(ratio, a, low, high) for ratio, a in zip(ratios, advantages)))
+
+
+def average(rows, how, max_new_tokens):
+    """One number from the losses of a mini-batch's answers, token by token."""
+    if how == "token-mean":
+        return mean(flatten(rows))
+    if how == "seq-mean":
+        return mean(map(mean, rows))
+    return sum(flatten(rows)) / (len(rows) * max_new_tokens)
+
+
+ESTIMATORS = {"k1": lambda x: x, "k2": lambda x: x ** 2 / 2, "k3": lambda x: torch.exp(-x) - 1 + x}
+
+GRPO = dict(steps=3, prompts_per_step=6, group_size=3, max_new_tokens=5, temperature=0.7, lr=0.004, seed=3,
+            micro_batch_tokens=40, eval_every=2)
+TWICE = dict(epochs=2, minibatches=3)
+CLIPS = dict(clip_low=0.1, clip_high=0.2)
+
+
+@pytest.mark.parametrize("given, meant", [
+    # what a name stands for, if nothing else is said
+    (dict(advantage="grpo"), {}),
+    (dict(advantage="dr_grpo"), dict(aggregate="seq-sum", kl_coef=0)),
+    (dict(advantage="rloo"), dict(loss="reinforce", aggregate="seq-sum", kl_in="reward", minibatches=1)),
+    (dict(advantage="remax"), dict(loss="reinforce", aggregate="seq-sum", kl_in="reward", minibatches=1)),
+    (dict(advantage="reinforce_pp"), dict(aggregate="token-mean", kl_in="reward")),
+    (dict(loss="dapo"), dict(aggregate="token-mean", clip_high=0.28, kl_coef=0)),
+    (dict(loss="gspo"), dict(clip_low=3e-4, clip_high=4e-4)),
+    (dict(loss="cispo"), dict(aggregate="token-mean", clip_low=1.0, clip_high=0.28, kl_coef=0)),
+    # every setting changed
+    (dict(kl_coef=0.3, kl_target=0.1, kl_horizon=50.0, ref_ema=0.9, **TWICE, **CLIPS), {}),
+    (dict(kl_coef=0.3, kl_estimator="k2", ref_sync=2, aggregate="token-mean", **TWICE, **CLIPS), {}),
+    (dict(advantage="dr_grpo", kl_coef=0.3, kl_estimator="k1", lr=0.01, **TWICE, **CLIPS), dict(aggregate="seq-sum")),
+    (dict(advantage="dr_grpo", kl_coef=0.3, kl_in="reward", aggregate="seq-mean", **TWICE, **CLIPS), {}),
+    (dict(advantage="rloo", loss="grpo", kl_coef=0.3, kl_target=0.1, kl_horizon=50.0, **TWICE, **CLIPS),
+     dict(kl_in="reward")),
+    (dict(advantage="rloo", kl_coef=0.3, kl_in="loss", aggregate="token-mean"), dict(loss="reinforce", minibatches=1)),
+    (dict(advantage="remax", loss="cispo", kl_coef=0.3, **TWICE, **CLIPS), dict(aggregate="token-mean", kl_in="reward")),
+    (dict(advantage="reinforce_pp", kl_coef=0.3, kl_in="loss", aggregate="seq-mean", **TWICE, **CLIPS), {}),
+    (dict(loss="gspo", kl_coef=0.3, clip_low=0.02, clip_high=0.04, **TWICE), {}),
+    (dict(loss="dapo", kl_coef=0.3, dynamic_sampling=True, **TWICE, **CLIPS), dict(aggregate="token-mean")),
+    (dict(advantage="remax", loss="grpo", kl_in="loss", dynamic_sampling=True, **TWICE, **CLIPS), {})],
+    ids=lambda x: "-".join(map(str, x.values())) if x and "lr" not in x else "")
+def test_grpo(place, tmp_path, train, given, meant):
+    defaults = dict(advantage="grpo", loss="grpo", aggregate="seq-mean", clip_low=0.2, clip_high=0.2, epochs=1,
+                    minibatches=2, kl_coef=0.01, kl_in="loss", kl_estimator="k3", kl_target=0, ref_ema=0.0, ref_sync=0,
+                    dynamic_sampling=False)
+    s, G = SimpleNamespace(**{**defaults, **GRPO, **given, **meant}), 3
+    data, weight = write_prompts(tmp_path)
+    start = load_pretrained(place / "sft" / "model")[0]
+    words = [word for word in flags({**GRPO, **given}) if word is not True]
+    diary, rows, run = train(train_grpo, "--model", place / "sft", *data, "--reward", f"{tmp_path / 'reward.py'}:score", *words)
+
+    policy, reference, kl_coef = start, frozen(start), s.kl_coef
+    adam, asked, kl_coefs, clips, ends, kept = AdamW((0.9, 0.95), 0.0, policy), [], [], set(), set(), []
+    for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
+        # the rounds of sampling: several with dynamic sampling, one without
+        answers, greedy = [], []
+        rounds = [entry for entry in entries.of("generate") if entry.temperature != 0]
+        for generated in rounds:
+            new = sampled(generated, policy, s.max_new_tokens, s.temperature)
+            assert len(new) == s.prompts_per_step * G
+            answers += new
+        for generated in entries.of("generate"):
+            if generated.temperature == 0:
+                greedy += sampled(generated, policy, s.max_new_tokens, 0)
+        groups = chunks(range(len(answers)), len(answers) // G)
+        prompts = [answers[group[0]][0] for group in groups]
+        assert all(answers[i][0] == prompt for group, prompt in zip(groups, prompts) for i in group)
+        assert [prompt for prompt, _, _ in greedy] == (prompts if s.advantage == "remax" else [])
+        asked.append(prompts)
+        ends |= {finished for _, _, finished in answers}
+
+        # log-probs at the weights that sampled, and what each answer earned
+        behaviour, old_logp, ref_logp, kl = frozen(policy), [], [], []
+        for prompt, answer, _ in answers:
+            old, ref = (distributions(m, prompt, answer, s.temperature) for m in (behaviour, reference))
+            old_logp.append(of_tokens(old, answer).tolist())
+            ref_logp.append(of_tokens(ref, answer).tolist())
+            kl.append(exact_kl(old, ref).tolist())
+        scores = [worth(weight[prompt], answer) for prompt, answer, _ in answers]
+        in_reward = kl_coef if s.kl_in == "reward" else 0.0
+        penalties = [[-in_reward * (p - q) for p, q in zip(*row)] for row in zip(old_logp, ref_logp)]
+
+        # an advantage for each token
+        if s.advantage == "reinforce_pp":                  # what is still to come, whitened over the batch
+            to_come = [[sum(row[t:]) + score for t in range(len(row))] for row, score in zip(penalties, scores)]
+            middle, spread = mean(flatten(to_come)), math.sqrt(variance(flatten(to_come)) + 1e-8)
+            advantages = [[(x - middle) / spread for x in row] for row in to_come]
+        else:
+            advantages = []
+            for k, group in enumerate(groups):
+                baseline = worth(weight[prompts[k]], greedy[k][1]) if greedy else None
+                earned = [scores[i] + sum(penalties[i]) for i in group]
+                advantages += [[a] * len(answers[i][1])
+                               for i, a in zip(group, group_advantages(s.advantage, earned, baseline))]
+        signal = [any(a != 0 for i in group for a in advantages[i]) for group in groups]
+        used = list(range(len(answers)))
+        if s.loss == "dapo" or s.dynamic_sampling:         # those that have a signal, the first of them
+            used = [i for group, shows in zip(groups, signal) if shows for i in group][:s.prompts_per_step * G]
+        for n in range(1, len(rounds)):                    # there was no round too many, and three at most
+            assert sum(signal[:n * s.prompts_per_step]) < s.prompts_per_step
+        if s.dynamic_sampling:
+            assert len(rounds) == 3 or sum(signal) >= s.prompts_per_step
+        else:
+            assert len(rounds) == 1
+        kept.append(used)
+
+        # the updates
+        updates, orders = iter(entries.of("update")), entries.of("randperm")
+        assert len(orders) == s.epochs
+        noted = {name: [] for name in ("clipped", "approx_kl", "entropy", "norm")}
+        for order in orders:
+            assert sorted(order.result.tolist()) == list(range(len(used)))
+            for picked in chunks([used[i] for i in order.result], s.minibatches):
+                update, losses, penalty = next(updates), [], []
+                for i in picked:
+                    prompt, answer, _ = answers[i]
+                    new = distributions(update.exact, prompt, answer, s.temperature)
+                    logp = of_tokens(new, answer)
+                    loss, clipped = token_losses(s.loss, logp, old_logp[i], advantages[i], s.clip_low, s.clip_high)
+                    losses.append(loss)
+                    x = logp - torch.tensor(ref_logp[i])
+                    penalty.append(list(ESTIMATORS[s.kl_estimator](x)))
+                    ratio = (logp - torch.tensor(old_logp[i])).tolist()
+                    noted["clipped"] += clipped
+                    noted["approx_kl"] += [0.0 if s.loss == "reinforce" else math.exp(x) - 1 - x for x in ratio]
+                    noted["entropy"] += entropies(new).tolist()
+                    clips |= {(c, a > 0) for c, a in zip(clipped, advantages[i]) if a != 0}
+                loss = average(losses, s.aggregate, s.max_new_tokens)
+                if s.kl_in == "loss":
+                    loss = loss + kl_coef * average(penalty, s.aggregate, s.max_new_tokens)
+                assert_gradient(update, loss)
+                adam.check(update, s.lr)
+                policy = update.after
+                noted["norm"].append(update.norm)
+        assert next(updates, None) is None
+
+        # the reference and β, for the next step
+        differences = [sum(p) - sum(q) for p, q in zip(old_logp, ref_logp)]
+        kl_coefs.append(kl_coef)
+        if s.kl_target:
+            kl_coef = next_kl_coef(kl_coef, mean(differences), s.kl_target, s.kl_horizon, len(answers))
+        move(reference, policy, step, s.ref_ema, s.ref_sync)
+
+        k3 = [math.exp(q - p) - 1 - (q - p) for p, q in zip(flatten(old_logp), flatten(ref_logp))]
+        found = {"eval_greedy": "", "eval_sampled": ""}
+        if step in (1, 2):
+            found = evaluation(entries, policy)
+        lengths = [len(answer) for _, answer, _ in answers]
+        assert_row(row, {
+            "step": step + 1, "reward": mean(scores), "kl": mean(k3), "kl_exact": mean(flatten(kl[:32])),
+            "answer_kl": mean(differences), "kl_coef": kl_coefs[-1], "entropy": mean(noted["entropy"]),
+            "response_length": mean(lengths), "finished": mean(finished for _, _, finished in answers),
+            "samples": len(answers) + len(greedy), "no_signal": 1 - mean(signal),
+            "clip_fraction": mean(noted["clipped"]), "approx_kl": mean(noted["approx_kl"]),
+            "updates": sum(norm > 0 for norm in noted["norm"]), "grad_norm": mean(noted["norm"]), **found,
+            "skipped_updates": 0}, sum(lengths))
+
+    # the settings were such that all this shows
+    assert ends == {True, False} and max(float(row["answer_kl"]) for row in rows) > 0.05
+    assert len({prompt for prompts in asked[:2] for prompt in prompts}) == sum(map(len, asked[:2]))
+    if "clip_low" in given:
+        assert clips == {(a, b) for a in (True, False) for b in (True, False)}
+    if s.loss == "dapo" or s.dynamic_sampling:
+        assert any(used != list(range(len(used))) for used in kept)
+    if s.kl_target:                                        # β fell, and then it rose
+        assert kl_coefs[1] < kl_coefs[0] and kl_coef > kl_coefs[1]
+    assert_noise_is_new(diary)
+    assert_first_evaluation(diary, start, max_new_tokens=5, temperature=0.7)
+    assert titles(run)[0] == [0, 2, 3]
+    moves = {"reference"} if s.ref_ema or s.ref_sync else set()
+    checkpoint = assert_end(diary, rows, run, {"policy", "optimizer"} | moves, policy)
     assert checkpoint["values"] == {"kl_coef": pytest.approx(kl_coef)}
     assert_passes(diary, s.micro_batch_tokens)
