@@ -907,7 +907,7 @@ ESTIMATORS = {"k1": lambda x: x, "k2": lambda x: x ** 2 / 2, "k3": lambda x: tor
 
 GRPO = dict(steps=3, prompts_per_step=6, group_size=3, max_new_tokens=5, temperature=0.7, lr=0.004, seed=3,
             micro_batch_tokens=40, eval_every=2)
-TWICE = dict(epochs=2, minibatches=3)
+TWICE = dict(epochs=2, minibatches=4)
 CLIPS = dict(clip_low=0.1, clip_high=0.2)
 
 
@@ -924,7 +924,7 @@ CLIPS = dict(clip_low=0.1, clip_high=0.2)
     # every setting changed
     (dict(kl_coef=0.3, kl_target=0.1, kl_horizon=50.0, ref_ema=0.9, **TWICE, **CLIPS), {}),
     (dict(kl_coef=0.3, kl_estimator="k2", ref_sync=2, aggregate="token-mean", **TWICE, **CLIPS), {}),
-    (dict(advantage="dr_grpo", kl_coef=0.3, kl_estimator="k1", lr=0.01, **TWICE, **CLIPS), dict(aggregate="seq-sum")),
+    (dict(advantage="dr_grpo", kl_coef=0.1, kl_estimator="k1", **TWICE, **CLIPS), dict(aggregate="seq-sum")),
     (dict(advantage="dr_grpo", kl_coef=0.3, kl_in="reward", aggregate="seq-mean", **TWICE, **CLIPS), {}),
     (dict(advantage="rloo", loss="grpo", kl_coef=0.3, kl_target=0.1, kl_horizon=50.0, **TWICE, **CLIPS),
      dict(kl_in="reward")),
