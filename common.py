@@ -3,6 +3,8 @@ import argparse
 import contextlib
 import csv
 import functools
+import hashlib
+import inspect
 import json
 import math
 import os
@@ -275,6 +277,18 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def save_figure(figure, file: Path, sources, **how) -> None:
+    """Save a figure that says what it was drawn from: git keeps no times, and tests/test_figures.py
+    must be able to tell when a figure is older than its data or its script.
+
+    sources: the data (its repr counts), and the functions and classes that draw it (their text)."""
+    digest = hashlib.sha256()
+    for source in sources:
+        text = inspect.getsource(source) if callable(source) else repr(source)
+        digest.update(text.encode())
+    figure.savefig(file, metadata={"Sources": digest.hexdigest()}, **how)
 
 
 class Run:

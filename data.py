@@ -142,7 +142,8 @@ def encode_prompt(tokenizer, prompt) -> list[int]:
     """Ids of a prompt: text as the model's own tokenizer begins one, messages through the chat template up to the assistant's turn."""
     if isinstance(prompt, str):
         return tokenizer.prefix + tokenizer.encode(prompt)
-    return tokenizer.encode(tokenizer.apply_chat_template(prompt), special=True)
+    messages, hidden = tokenizer.hide_special_text(prompt)
+    return tokenizer.encode(tokenizer.apply_chat_template(messages), True, hidden)
 
 
 def encode_completion(tokenizer, prompt, completion) -> list[int]:
@@ -161,16 +162,18 @@ def encode_turns(tokenizer, prompt, completion) -> list[list[int]]:
     must begin as it was rendered before: the ids before an answer are those that it is sampled after."""
     if isinstance(prompt, str):
         return [encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)]
-    messages, turns, given, seen = prompt + completion, [], [], ""
+    messages, hidden = tokenizer.hide_special_text(prompt + completion)
+    turns, given, seen = [], [], ""
     for i in range(len(prompt), len(messages)):
         if messages[i]["role"] == "assistant":
             before = tokenizer.apply_chat_template(messages[:i])
             whole = tokenizer.apply_chat_template(messages[:i + 1], add_generation_prompt=False)
             if not (before.startswith(seen) and whole.startswith(before)):
                 raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
-            ids = tokenizer.encode(whole[len(before):], special=True)
+            ids = tokenizer.encode(whole[len(before):], True, hidden)
             end = next((n for n, token in enumerate(ids) if token in tokenizer.stop_ids), len(ids))
-            turns += [given + tokenizer.encode(before[len(seen):], special=True), (ids + [tokenizer.eos_id])[:end + 1]]
+            given += tokenizer.encode(before[len(seen):], True, hidden)
+            turns += [given, (ids + [tokenizer.eos_id])[:end + 1]]
             given, seen = ids[end + 1:], whole
     if not turns:
         raise ValueError("the completion has no message of the assistant")

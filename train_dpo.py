@@ -4,11 +4,14 @@
 
 β log π/π_ref is the reward for which π is the optimal policy under a KL penalty, so fitting preferences fits the policy itself.
 
-    --loss  dpo | ipo (a margin to reach) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
+    --loss  dpo | ipo (pulls the margin to 1 / (2β)) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
 
-Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected ones and the rest goes to tokens
-that neither has: sampled answers then break. So the chosen answers' NLL is added (RPO, Pang et al. 2024, arXiv:2404.19733);
---nll-coef 0 gives each paper's loss alone. KTO, which has no pairs, does without.
+Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected
+ones and the rest goes to tokens that neither has: sampled answers then break. So the chosen
+answers' NLL is added, averaged over all their tokens (RPO, Pang et al. 2024, arXiv:2404.19733,
+averages over each answer first). With --nll-coef 0, DPO's and SimPO's losses are their papers'
+alone. IPO's is on log-probs averaged over each answer, where its paper sums them. ORPO's is no
+longer its paper's, which has that NLL. KTO, which has no pairs, does without.
 
 On the built-in task the pairs are the SFT model's own samples, as for the reward model. The reference never moves and is the
 model at the start, so its log-probs are taken once, before training. KTO's reference point comes from mismatched prompts and answers.
@@ -36,7 +39,7 @@ NLL_COEF = {"dpo": 1.0, "ipo": 1.0, "kto": 0.0, "simpo": 1.0, "orpo": 1.0}
 class Config(RunConfig):
     algorithm: ClassVar[str] = "dpo"
     loss: str = setting("dpo", "preference loss", choices=tuple(BETA))
-    steps: int = setting(80, "updates", low=1)
+    steps: int = setting(80, "steps, of one update each", low=1)
     batch_size: int = setting(64, "pairs a step", low=2)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=2)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
@@ -92,7 +95,7 @@ def main(argv=None) -> None:
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
     if first_step == 0 and config.eval_every and not config.data:
-        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
+        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -144,7 +147,7 @@ def main(argv=None) -> None:
                 right += (h[0] > h[1]).sum().item()
             row["eval_pairs"] = right / len(held_out)
             if not config.data:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
         run.save(step, parts)
 

@@ -157,7 +157,8 @@ def main(argv=None) -> None:
         return rollout, reward_answers(reward, examples, rollout.responses(), rollout.finished.tolist(), tokenizer)
 
     if first_step == 0 and config.eval_every:
-        run.sample(0, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
+        run.sample(0, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature,
+                                config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -245,7 +246,8 @@ def main(argv=None) -> None:
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
-            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature))
+            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature,
+                                             config.micro_batch_tokens))
         skipped = {"skipped": f"{int(no_signal.sum())} groups"} if skips else {}
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}", **skipped})

@@ -112,7 +112,8 @@ def main(argv=None) -> None:
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef = values["kl_coef"]
     if first_step == 0 and config.eval_every and (reward or not config.data):
-        run.sample(0, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
+        run.sample(0, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature,
+                                config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -190,7 +191,8 @@ def main(argv=None) -> None:
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every) and (reward or not config.data):
             # on a reward model, what counts is still the truth: the verifier of the built-in task
-            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
+            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature,
+                                             config.micro_batch_tokens))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}"})
         kl_coef = next_kl_coef

@@ -24,7 +24,7 @@ from rollout import micro_batches, sequence_scores, summed
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "rm"
-    steps: int = setting(100, "updates", low=1)
+    steps: int = setting(100, "steps, of one update each", low=1)
     batch_size: int = setting(64, "pairs a step", low=1)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=1)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)

@@ -30,7 +30,7 @@ SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(1000, "updates", low=1)
+    steps: int = setting(1000, "steps, of one update each", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
@@ -92,7 +92,8 @@ def main(argv=None) -> None:
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS,
+                                                         micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         run.save(step, parts)
 

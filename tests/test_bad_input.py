@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ import train_rm
 import train_sft
 from common import script
 from conftest import CHAT_TEMPLATE
+from model import ScalarModel, Transformer
+from pretrained import load_pretrained, save_pretrained
+from tokenizer import Tokenizer, builtin_tokenizer
 
 SFT, RM, DPO, GRPO, PPO = train_sft, train_rm, train_dpo, train_grpo, train_ppo
 SCRIPTS = [SFT, RM, DPO, GRPO, PPO]
@@ -85,6 +89,12 @@ def bad(place, tmp_path_factory):
     (model("chats") / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     # as Qwen3's: of earlier answers it forgets what was thought
     (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
+    # reward models: one that reads other tokens than the policy writes, and one with a shorter context
+    for name, changes, text in (("scores_other_tokens", {}, "<plan>"), ("scores_short", {"max_seq_len": 16}, "<think>")):
+        tokenizer = builtin_tokenizer()
+        files = {**tokenizer.files, "tokenizer.json": tokenizer.files["tokenizer.json"].replace(b"<think>", text.encode())}
+        config = replace(load_pretrained(place / "sft" / "model")[0].config, **changes)
+        save_pretrained(ScalarModel(Transformer(config)), Tokenizer(files, path), path / name)
     weights = model("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
@@ -215,6 +225,10 @@ CASES = [
     (PPO, ["--critic", "{place}/sft"], "score.weight is missing"), (PPO, ["--critic", "value"], "value/config.json: not found"),
     (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
+    *[(PPO, [flag, "{bad}/scores_other_tokens"], f"{flag} {{bad}}/scores_other_tokens: its tokenizer is not that of the policy ({{place}}/sft/model)")
+      for flag in ("--reward-model", "--critic")],
+    *[(PPO, [flag, "{bad}/scores_short", "--max-new-tokens", "14"], "--max-new-tokens leaves 2 tokens of the model's context for prompts")
+      for flag in ("--reward-model", "--critic")],
     # rewards
     *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
     (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"), (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
@@ -236,12 +250,13 @@ CASES = [
     # evaluate.py
     (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (evaluate, ["{place}/sft", "--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+    (evaluate, ["{place}/sft"], "sft.jsonl and without a reward: expected --reward"),
+    (evaluate, ["{place}/random", "--reward", "exact"], "--reward exact needs --data with a field"),
     (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"], "answers.jsonl, line 3: answer is missing"),
     (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
     (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
-    (evaluate, ["{place}/sft", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
-    (evaluate, ["{place}/sft", "--reference", "nowhere"], "nowhere/config.json: not found"),
+    (evaluate, ["{place}/random", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
+    (evaluate, ["{place}/random", "--reference", "nowhere"], "nowhere/config.json: not found"),
 ]
 
 

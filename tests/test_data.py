@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from conftest import CHAT_TEMPLATE
-from data import (demonstration, encode_completion, encode_turns, exact_reward, pad_batch, read_demonstrations, read_jsonl, read_prompts,
-                  reward_answers, sum_problems, sum_reward, take, usable, verify_sum)
+from data import (demonstration, encode_completion, encode_prompt, encode_turns, exact_reward,
+                  pad_batch, read_demonstrations, read_jsonl, read_prompts, reward_answers,
+                  sum_problems, sum_reward, take, usable, verify_sum)
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
@@ -197,6 +198,20 @@ def test_conversations_are_trained_on_the_assistants_turns(chat):
     rendered = chat.encode(chat.apply_chat_template(prompt[:3] + more[1:3], add_generation_prompt=False), special=True)
     assert sum(everything, []) == rendered[:-1]                               # but for what follows the last stop token
     assert encode_completion(chat, prompt, one) == encode_turns(chat, prompt, one)[1]
+
+
+def test_a_stop_tokens_text_in_a_message_ends_nothing(chat):
+    """Neither in the prompt nor in the answer, which is trained on up to its real end."""
+    prompt = say(("user", "u<|endoftext|>v"))
+    completion = say(("assistant", "a<|endoftext|>b"), ("user", "<|pad|>"), ("assistant", "c"))
+    turns = encode_turns(chat, prompt, completion)
+    assert [chat.decode(ids) for ids in turns] == [
+        "[user]u<|endoftext|>v<|endoftext|>\n[assistant]", "a<|endoftext|>b<|endoftext|>",
+        "\n[user]<|pad|><|endoftext|>\n[assistant]", "c<|endoftext|>"]
+    # the template's own, at the ends of turns
+    assert [sum(i >= 256 for i in ids) for ids in turns] == [1, 1, 1, 1]
+    assert encode_prompt(chat, prompt) == turns[0]
+    assert encode_completion(chat, prompt, completion[:1]) == turns[1]
 
 
 def test_a_template_without_stop_tokens_gets_them(tokenizer):

@@ -12,7 +12,8 @@ import train_ppo
 import train_rm
 import train_sft
 from common import RunConfig, UserError, pick_device
-from model import Block, ScalarModel
+import rollout as rollout_module
+from model import Block, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
 from rollout import token_log_probs
 
@@ -315,6 +316,116 @@ def test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens(place, tmp_
     tokens, mask = (x[0] for x in batches[2][1])                              # of the chosen answers
     nll = -token_log_probs(load_pretrained(place / "sft" / "model")[0], tokens, mask).sum() / mask.sum()
     assert len(tokens) == 8 and column(tmp_path / "run", "loss") == pytest.approx([math.log(2) + 0.5 * nll.item()], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ signals and steps
+
+def rewards_by_call(tmp_path, expression):
+    """--reward whose value is `expression`, of n, the number of its call from 0, and of `completions`."""
+    (tmp_path / "by_call.py").write_text("import itertools\ncalls = itertools.count()\n"
+                                         "def f(prompts, completions, **columns):\n    n = next(calls)\n"
+                                         f"    return {expression}\n")
+    return ["--reward", f"{tmp_path / 'by_call.py'}:f", "--eval-every", "0"]
+
+
+def rl_by_call(place, tmp_path, expression, *flags):
+    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(tmp_path / "run"), "--lr", "3e-3",
+                     "--max-new-tokens", "6", *GRPO, *rewards_by_call(tmp_path, expression), *flags])
+    return rows(tmp_path / "run")
+
+
+VOWELS = "[c.count('a') for c in completions]"
+
+
+def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path):
+    """ReMax holds a sample against the greedy answer, here the second call: all samples are right and the greedy one is wrong."""
+    row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)", "--advantage", "remax", "--loss", "dapo", "--steps", "1")[0]
+    assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1 and float(row["updates"]) == 2
+
+
+def test_kl_in_the_reward_is_a_signal_where_all_scores_are_equal(place, tmp_path):
+    first, second = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--advantage", "rloo", "--loss", "dapo",
+                               "--kl-coef", "0.5", "--steps", "2")
+    assert float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0 and float(second["grad_norm"]) > 1e-3
+
+
+def test_whitened_over_the_batch_a_group_of_equal_rewards_is_a_signal(place, tmp_path):
+    """Two groups are all right and the others all wrong: within the groups nothing differs, over the batch it does."""
+    expression = "[float(i < 8) for i in range(len(prompts))]"
+    row = rl_by_call(place, tmp_path, expression, "--advantage", "reinforce_pp", "--loss", "dapo", "--steps", "1")[0]
+    assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
+
+
+@pytest.mark.parametrize("flags", [["--kl-coef", "0"], ["--advantage", "dr_grpo"], ["--loss", "dapo"]], ids=lambda f: f[-1])
+def test_without_signal_the_policy_stays_where_it_is(place, tmp_path, monkeypatch, flags):
+    """Adam's momentum would go on moving it. From the second step on all rewards are equal."""
+    weights, update = [], train_grpo.Run.update
+
+    def watched(run, optimizer, model):
+        norm = update(run, optimizer, model)
+        weights.append([p.detach().clone() for p in model.parameters()])
+        return norm
+    monkeypatch.setattr(train_grpo.Run, "update", watched)
+    metrics = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--steps", "4", *flags)
+    assert [row["updates"] for row in metrics] == ["2", "0", "0", "0"]
+    assert [float(row["no_signal"]) for row in metrics] == [pytest.approx(float(metrics[0]["no_signal"])), 1, 1, 1]
+    end = load_pretrained(tmp_path / "run" / "model")[0]
+    assert all(torch.equal(a, b) for a, b in zip(weights[1], end.parameters(), strict=True))
+
+
+def test_kl_in_the_reward_is_not_the_samplers(place, tmp_path, monkeypatch, float32_again):
+    """In bfloat16 the sampler rounds otherwise than the model that is trained. At the start policy and reference are the same: no KL."""
+    calls = watch(monkeypatch, train_grpo, "token_rewards")
+    rl_by_call(place, tmp_path, "[1.0] * len(prompts)", "--advantage", "rloo", "--steps", "1", "--dtype", "bfloat16")
+    (rewards, logp, ref_logp, mask, kl_coef), earned = calls[0]
+    assert kl_coef == 0.01 and torch.equal(logp, ref_logp) and torch.equal(earned.sum(1), rewards)
+
+
+@pytest.mark.parametrize("script", [train_grpo, train_ppo], ids=["grpo", "ppo"])
+def test_the_row_names_the_coefficient_of_its_own_step(place, tmp_path, monkeypatch, script):
+    """And the adaptive one falls while KL is under its target. PPO's rewards were made with what the row says."""
+    used = watch(monkeypatch, script, "token_rewards")
+    few = ["--prompts-per-step", "8", *(["--group-size", "4"] if script is train_grpo else [])]
+    script.main(rl(place, "unused", *few, "--steps", "3", "--kl-coef", "0.2", "--kl-target", "50", "--kl-horizon", "100", "--out", str(tmp_path / "run")))
+    n = int(column(tmp_path / "run", "samples")[0])
+    expected = [0.2 * (1 - 0.2 * n / 100) ** step for step in range(3)]
+    assert column(tmp_path / "run", "kl_coef") == pytest.approx(expected, rel=1e-4)
+    if script is train_ppo:
+        assert [arguments[4] for arguments, _ in used] == pytest.approx(expected)
+
+
+def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(place, tmp_path, monkeypatch, float32_again):
+    monkeypatch.chdir(tmp_path)
+    sft, precision = train_sft.main, []
+    small = ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--steps", "1", "--batch-size", "4"]
+
+    def nested(argv):
+        sft([*small, *argv])
+        precision.append(torch.is_autocast_enabled("cpu"))
+    monkeypatch.setattr(train_sft, "main", nested)
+    generated = watch(monkeypatch, train_grpo, "generate")
+    monkeypatch.setattr(train_grpo, "generate", lambda *a, f=train_grpo.generate, **k: precision.append(torch.is_autocast_enabled("cpu")) or f(*a, **k))
+    train_grpo.main(["--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16", "--steps", "1",
+                     "--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4", "--eval-every", "0"])
+    assert generated and precision == [False, True]
+    assert json.loads((tmp_path / "runs/grpo/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "32"])], ids=["grpo", "ppo"])
+def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, script, flags):
+    """Rollouts, log-probs, the exact KL, updates and evaluations: 40 tokens, the sampler's one a row excepted."""
+    passes, hidden = [], Transformer.hidden
+
+    def counted(model, tokens, *rest):
+        passes.append(tuple(tokens.shape))
+        return hidden(model, tokens, *rest)
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    caches = []
+    monkeypatch.setattr(rollout_module, "KVCache", lambda *a, f=rollout_module.KVCache: caches.append(a) or f(*a))
+    script.main(rl(place, "unused", *flags, "--steps", "1", "--micro-batch-tokens", "40", "--eval-every", "1", "--out", str(tmp_path / "run")))
+    assert max(B * T for B, T in passes if T > 1) <= 40
+    evaluations = [len(lengths) * longest for _, lengths, longest, _ in caches if len(lengths) < 32]      # 32 rows: the rollout itself
+    assert evaluations and max(evaluations) <= 40
 
 
 # ------------------------------------------------------------------------------------------------------ what a run leaves behind
