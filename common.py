@@ -102,7 +102,7 @@ def parse(Config, doc: str, argv=None):
     hints = typing.get_type_hints(Config)
     parser = OneLineParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(Config):
-        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{f.default if f.default != '' else '-'}]".replace("%", "%%")
+        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{'-' if f.default in ('', None) else f.default}]".replace("%", "%%")
         kind = next(t for t in (typing.get_args(hints[f.name]) or (hints[f.name],)) if t is not type(None))
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)

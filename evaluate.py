@@ -84,6 +84,7 @@ class Config:
                                          "else 32, if not given", low=1)
     temperature: float | None = setting(None, "of the sampled answers; the run's own, else 1, "
                                         "if not given", low=0.01)
+    micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting("", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
     json: bool = setting(False, "print one JSON object and nothing else")
@@ -193,10 +194,12 @@ def main(argv=None) -> None:
         length = max(len(e["ids"]) for e in examples) + config.max_new_tokens
         reference = load_reference(path, config, run, model, tokenizer, length)
 
-    greedy, greedy_responses, *_ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0)
+    greedy, greedy_responses, *_ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
+                                         micro_batch_tokens=config.micro_batch_tokens)
     repeated = [e for e in examples for _ in range(config.samples)]
     rewards, responses, finished, rollouts = answer(
-        model, tokenizer, reward, repeated, config.max_new_tokens, config.temperature, torch_rng(0, 0, "evaluation"))
+        model, tokenizer, reward, repeated, config.max_new_tokens, config.temperature, torch_rng(0, 0, "evaluation"),
+        config.micro_batch_tokens)
     right = [sum(r > 0.5 for r in rewards[i:i + config.samples]) for i in range(0, len(rewards), config.samples)]
     result = {"model": str(path), "problems": len(examples), "greedy": sum(greedy) / len(greedy), "sampled": sum(rewards) / len(rewards)}
     for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.samples):
@@ -206,7 +209,7 @@ def main(argv=None) -> None:
     result["reasons"] = sum("</think>" in tokenizer.decode(r) for r in responses) / len(responses)
     if reference is not None:
         kl = sum(in_micro_batches(lambda tokens, mask: token_kl(model, reference, tokens, mask, config.temperature).sum(1),
-                                  r.tokens, r.mask, 8192).sum().item() for r in rollouts)
+                                  r.tokens, r.mask, config.micro_batch_tokens).sum().item() for r in rollouts)
         result["kl"] = kl / len(responses)                       # nats an answer, exact over the vocabulary
     if config.json:
         print(json.dumps(result))

@@ -27,7 +27,7 @@ RUNS = {"sft": (train_sft, [*SFT, "--batch-size", "5"]),
         "rm": (train_rm, PAIRS), "dpo": (train_dpo, PAIRS), "kto": (train_dpo, [*PAIRS, "--loss", "kto"]),
         "ppo": (train_ppo, [*RL, "--prompts-per-step", "7", "--critic-warmup", "1"]),
         "grpo": (train_grpo, [*RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1", "--epochs", "2"]),
-        "grpo_idle": (train_grpo, [*RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo", "--advantage", "remax", "--eval-problems", "1"])}
+        "grpo_idle": (train_grpo, [*RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo", "--advantage", "remax", "--kl-coef", "0.01", "--eval-problems", "1"])}
 
 
 def train(name, out, *more):
