@@ -589,13 +589,23 @@ PREFERENCES = {"dpo": ["--label-smoothing", 0.1], "ipo": [], "simpo": ["--gamma"
                "kto": ["--desirable-weight", 1.3, "--undesirable-weight", 0.6]}
 
 
+def ranked_right(policy, reference, pairs):
+    """The share of pairs whose chosen answer has the larger implicit reward."""
+    right = []
+    for prompt, *answers in pairs:
+        good, bad = ((log_probs(policy, prompt, answer)
+                      - log_probs(reference, prompt, answer)).sum() for answer in answers)
+        right.append(good > bad)
+    return mean(right)
+
+
 def mismatched_ratios(taken, pairs, policy, reference):
     """log π / π_ref of an answer to another prompt, after the prompt of each pair."""
-    right = {(prompt, answer) for prompt, *answers in pairs for answer in answers}
+    prompt_of = {answer: prompt for prompt, *answers in pairs for answer in answers}
     ratios = []
     for pair in taken.result:
         prompt, answer = pair["prompt"], pair["mismatched"]
-        assert (tuple(prompt), tuple(answer)) not in right
+        assert prompt_of[tuple(answer)] != tuple(prompt)
         ratio = log_probs(policy, prompt, answer) - log_probs(reference, prompt, answer)
         ratios.append(ratio.sum().item())
     return ratios
@@ -654,17 +664,28 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
         if step + 1 in (2, 4, 5):
             # By the implicit reward, whatever the loss.
             policy = frozen(update.after)
-            right = []
-            for prompt, *answers in held_out:
-                good, bad = ((log_probs(policy, prompt, answer)
-                              - log_probs(reference, prompt, answer)).sum() for answer in answers)
-                right.append(good > bad)
-            expected["eval_pairs"] = mean(right)
+            expected["eval_pairs"] = ranked_right(policy, reference, held_out)
         assert_row(row, expected, tokens)
     assert len({row["eval_pairs"] for row in rows}) > 1
     assert name != "kto" or min(points) == 0 and max(points) > 0.3
     assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
     assert_passes(diary, 60, rows=2)
+
+
+def test_more_pairs_than_are_scored_at_once(place, tmp_path, train, monkeypatch):
+    """The reference's log-probs are taken of 512 pairs at a time, and so are the evaluation's."""
+    pairs = [{"prompt": [58], "chosen": [97 + i % 3, STOP],
+              "rejected": [97 + i // 3 % 3] * (1 + i % 4) + [STOP]} for i in range(1031)]
+    monkeypatch.setattr(train_dpo, "load_pairs", lambda *_: (pairs[:516], pairs[516:]))
+    monkeypatch.setattr(train_dpo, "evaluate", lambda *_, **__: ({}, []))
+    start = load_pretrained(place / "sft" / "model")[0]
+    diary, [row], _ = train(train_dpo, "--model", place / "sft", "--steps", 1, "--lr", 0.01,
+                            "--batch-size", 516, "--nll-coef", 0, "--eval-problems", 4)
+    # The policy is its reference, so that this is the loss of every pair.
+    assert float(row["loss"]) == pytest.approx(math.log(2), rel=1e-5)
+    [update] = diary.of("update")
+    right = ranked_right(frozen(update.after), frozen(start), map(as_ids, pairs[516:]))
+    assert float(row["eval_pairs"]) == pytest.approx(float(right), rel=1e-5)
 
 
 def test_dpo_of_the_builtin_task(place, tmp_path, train, monkeypatch):
