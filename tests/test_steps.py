@@ -322,12 +322,14 @@ def evaluation(entries, model, **given):
 
 def assert_first_evaluation(diary, start, **given):
     """Before the first step it is noted what the model can do. All evaluations have the same
-    examples and reward, and these arguments."""
+    reward, these arguments, and the same examples, on which nothing was trained."""
     first = next(entry for entry in diary if entry.what in ("generate", "take", "evaluate"))
     assert first.what == "evaluate" and same_weights(first.model, start)
     for entry in diary.of("evaluate"):
         assert entry.examples == first.examples and entry.reward is first.reward
         assert all(getattr(entry, name) == value for name, value in given.items())
+    asked = [tuple(prompt) for entry in diary.of("generate") for prompt in entry.prompts]
+    assert not {tuple(example["ids"]) for example in first.examples} & set(asked)
 
 
 def titles(run):
