@@ -153,7 +153,7 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
         return held_out_problems(config.problems, tokenizer, longest), function
     examples = read_prompts(data, reward, tokenizer, longest)
     if not config.data:
-        _, examples = hold_out(examples, run["eval_problems"])
+        _, examples = hold_out(examples, data, config.problems)
     return examples[:config.problems], function
 
 

@@ -23,7 +23,8 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, model_directory, parse, pick_device, refuse, script, setting, trained, user_errors
+from common import (Run, RunConfig, model_directory, numpy_rng, parse, pick_device, refuse, script,
+                    setting, trained, user_errors)
 from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
@@ -62,6 +63,25 @@ class Config(RunConfig):
                 refuse(given, *names, why=f"with --loss {self.loss}: it is for --loss {loss}")
 
 
+def mismatched_answers(pairs: list[dict], source: str, rng) -> list[list[int]]:
+    """For each pair a random answer, chosen or rejected, to another prompt. KTO's reference point,
+    max(0, E[log π/π_ref]), is estimated on these. ValueError if there is one prompt only."""
+    answers = {}
+    for pair in pairs:
+        answers.setdefault(tuple(pair["prompt"]), []).extend((pair["chosen"], pair["rejected"]))
+    prompts, mismatched = list(answers), []
+    if len(prompts) == 1:
+        raise ValueError(f"{source}: all pairs have one prompt, and --loss kto needs answers to "
+                         "others")
+    for pair in pairs:
+        # any prompt but the last, which takes the place of the pair's own
+        other = prompts[rng.integers(len(prompts) - 1)]
+        if other == tuple(pair["prompt"]):
+            other = prompts[-1]
+        mismatched.append(answers[other][rng.integers(len(answers[other]))])
+    return mismatched
+
+
 def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
     run, device = Run(config), pick_device(config)
@@ -75,16 +95,18 @@ def main(argv=None) -> None:
         train, held_out = load_pairs(config, policy, tokenizer)
         longest = policy.config.max_seq_len - config.max_new_tokens
         problems = None if config.data else held_out_problems(config.eval_problems, tokenizer, longest)
+        sides = ("chosen", "rejected")
+        if config.loss == "kto":
+            sides += ("mismatched",)
+            rng = numpy_rng(config.seed, 0, "mismatched")
+            others = mismatched_answers(train, config.data or "the sampled pairs", rng)
+            for pair, other in zip(train, others):
+                pair["mismatched"] = other[:policy.config.max_seq_len - len(pair["prompt"])]
 
     def answer_log_probs(tokens, mask):
         """log π(answer | prompt), summed over the answer. (rows, T) -> (rows,)"""
         return token_log_probs(policy, tokens, mask).sum(1)
 
-    sides = ("chosen", "rejected")
-    if config.loss == "kto":                             # an answer to another prompt: what KTO estimates KL(π‖ref) from
-        sides += ("mismatched",)
-        for pair, other in zip(train, train[1:] + train[:1]):
-            pair["mismatched"] = other["chosen"][:policy.config.max_seq_len - len(pair["prompt"])]
     for part, part_sides in ((train, sides), (held_out, sides[:2])):
         for i in range(0, len(part), 512):
             tokens, mask = pad_pairs(part[i:i + 512], device, part_sides)
@@ -95,7 +117,8 @@ def main(argv=None) -> None:
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
     if first_step == 0 and config.eval_every and not config.data:
-        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
+        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                micro_batch_tokens=config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -147,7 +170,8 @@ def main(argv=None) -> None:
                 right += (h[0] > h[1]).sum().item()
             row["eval_pairs"] = right / len(held_out)
             if not config.data:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens, micro_batch_tokens=config.micro_batch_tokens))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
         run.save(step, parts)
 

@@ -66,10 +66,19 @@ def load_pairs(config, policy, tokenizer) -> tuple[list[dict], list[dict]]:
     examples = encode(read_jsonl(config.data, ("prompt", "chosen", "rejected")), config.data, lambda e: {
         "prompt": encode_prompt(tokenizer, e["prompt"]),
         **{side: encode_completion(tokenizer, e["prompt"], e[side]) for side in ("chosen", "rejected")}})
-    return hold_out(usable(examples, config.data, lambda e: "chosen equal to rejected" if e["chosen"] == e["rejected"]
-                           else "empty prompt" if not e["prompt"] else "empty answer" if min(len(e["chosen"]), len(e["rejected"])) < 2
-                           else f"longer than the context of {context} tokens"
-                           if len(e["prompt"]) + max(len(e["chosen"]), len(e["rejected"])) > context else ""), config.eval_problems)
+
+    def reason_not(pair) -> str:
+        lengths = len(pair["chosen"]), len(pair["rejected"])
+        if pair["chosen"] == pair["rejected"]:
+            return "chosen equal to rejected"
+        if not pair["prompt"]:
+            return "empty prompt"
+        if min(lengths) < 2:
+            return "empty answer"
+        too_long = len(pair["prompt"]) + max(lengths) > context
+        return f"longer than the context of {context} tokens" if too_long else ""
+    examples = usable(examples, config.data, reason_not)
+    return hold_out(examples, config.data, config.eval_problems)
 
 
 def pad_pairs(pairs: list[dict], device, sides=("chosen", "rejected")):

@@ -52,13 +52,15 @@ def main(argv=None) -> None:
             policy = Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device)
         context = policy.config.max_seq_len
         if config.data:
-            train, held_out = hold_out(read_demonstrations(config.data, tokenizer, context), config.eval_problems)
+            examples = read_demonstrations(config.data, tokenizer, context)
+            train, held_out = hold_out(examples, config.data, config.eval_problems)
             batch = lambda step: [e["turns"] for e in take(train, config.batch_size, config.seed, step)]
         else:
             held_out = held_out_problems(config.eval_problems, tokenizer, context - MAX_NEW_TOKENS)
 
             def batch(step):
-                rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
+                rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
+                reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE
                 return [(encode_prompt(tokenizer, p["prompt"]),
                          tokenizer.encode(demonstration(p["prompt"], rng.random() < reason_share)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
@@ -93,7 +95,7 @@ def main(argv=None) -> None:
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
                 row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS,
-                                                         micro_batch_tokens=config.micro_batch_tokens))
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         run.save(step, parts)
 

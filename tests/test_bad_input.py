@@ -31,6 +31,7 @@ def good(n: int) -> list[str]:
 
 
 DATA = {                                   # name: a JSONL file's bytes
+    "deep": b'{"prompt": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "empty": b"", "blank": b"\n \n\n", "binary": bytes(range(256)), "latin1": '{"prompt": "é"}'.encode("latin-1"),
     "utf16": '{"prompt": "a"}'.encode("utf-16"),
     "cut": "\n".join([*good(20), '{"prompt": "a", "compl', *good(3)]).encode(),
@@ -82,6 +83,7 @@ def bad(place, tmp_path_factory):
     model("short", max_position_embeddings=16)
     (model("no_config") / "config.json").unlink()
     (model("config_list") / "config.json").write_text("[]")
+    (model("config_deep") / "config.json").write_text("[" * 100_000 + "]" * 100_000)
     (model("config_cut") / "config.json").write_text('{"model_type": "lla')
     (model("no_weights") / "model.safetensors").unlink()
     (model("no_tokenizer") / "tokenizer.json").unlink()
@@ -184,6 +186,7 @@ CASES = [
     *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"), *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
     *every(SCRIPTS, ["--data", "{bad}/empty.jsonl"], "empty.jsonl: no examples in it"),
     *every(SCRIPTS, ["--data", "{bad}/cut.jsonl"], "cut.jsonl, line 21: not JSON"),
+    *every(SCRIPTS, ["--data", "{bad}/deep.jsonl"], "deep.jsonl, line 1: not JSON"),
     *every(SCRIPTS, ["--data", "{bad}/chat.jsonl"], "chat.jsonl, line 1: this model has no chat template"),
     *every(SCRIPTS, ["--data", "{bad}/long.jsonl"], "long.jsonl: none of 1 examples can be used"),
     *every(SCRIPTS, ["--data", "{bad}/empty_prompts.jsonl"], "empty_prompts.jsonl: none of 1 examples can be used"),
@@ -215,6 +218,7 @@ CASES = [
     # models
     *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"), *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
     (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"), (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
+    (GRPO, ["--model", "{bad}/config_deep"], "config_deep/config.json: not JSON"),
     (GRPO, ["--model", "{bad}/config_cut"], "config_cut/config.json: not JSON"), (GRPO, ["--model", "{bad}/family"], "model_type is 'mamba'"),
     (GRPO, ["--model", "{bad}/text_size"], "config.json: hidden_size is '32'"), (GRPO, ["--model", "{bad}/window"], "sliding_window"),
     (GRPO, ["--model", "{bad}/shape"], "has shape (64, 32), config.json says (65, 32)"), (GRPO, ["--model", "{bad}/vocabulary"], "has shape (260, 32)"),
@@ -294,7 +298,7 @@ def rl(place, *flags):
 
 
 @pytest.mark.parametrize("function, message", [
-    ("raises", "the reward function raises failed at {place}/reward.py, line 6, on "), ("raises", "an answer to line 8: ZeroDivisionError"),
+    ("raises", "the reward function raises failed at {place}/reward.py, line 6: ZeroDivisionError"),
     ("too_few", "the reward function too_few gave 1 values for 60 answers"), ("number", "the reward function number gave 1 values for 60"),
     ("nan", "the reward function nan gave nan to "), ("nan", "an answer to line 8, expected a finite number"),
     ("none", "the reward function none gave None to ")])

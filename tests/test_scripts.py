@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+import data
 import train_dpo
 import train_grpo
 import train_ppo
@@ -85,6 +86,38 @@ def test_dpo_learns(place, loss):
     assert float(rows(out)[-1]["eval_pairs"]) == 1
     margin = [c - r for c, r in zip(column(out, "chosen_logp"), column(out, "rejected_logp"))]
     assert margin[-1] > margin[0] + 1
+
+
+def test_no_script_trains_on_what_another_holds_out(place, tmp_path, monkeypatch):
+    """One file for all, four lines a prompt; each script drops other lines, by its own filters."""
+    rows = []
+    for i in range(400):
+        # some are too long to be answered
+        prompt = f"{i}:" + "x" * (i % 62)
+        for j in range(4):
+            rows.append({"prompt": prompt, "completion": "a" * ((i + j) % 7), "good": "a",
+                         "chosen": "b" * (i % 5), "rejected": "b" * (j + 1)})
+    file = tmp_path / "all.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    # where each script looks hold_out up; DPO has the reward model's, GRPO and PPO share another
+    calls = [watch(monkeypatch, module, "hold_out") for module in (train_sft, train_rm, data)]
+    for script in (train_sft, train_rm, train_dpo, train_grpo, train_ppo):
+        flags = ["--model", str(place / "sft"), "--data", str(file), "--steps", "1",
+                 "--eval-problems", "5", "--out", str(tmp_path / script.__name__)]
+        if script in (train_grpo, train_ppo):
+            flags += ["--reward", f"{place / 'reward.py'}:vowels", "--max-new-tokens", "6",
+                      "--prompts-per-step", "8"]
+        script.main(flags)
+    trained_on, held_out, sizes = set(), set(), []
+    for _, (train, out) in sum(calls, []):
+        trained_on |= {rows[e["line"] - 1]["prompt"] for e in train}
+        held_out |= {rows[e["line"] - 1]["prompt"] for e in out}
+        sizes.append(len(train))
+        assert len(out) == 5
+    assert not trained_on & held_out
+    # the filters do differ, and a tenth of the prompts is trained on nowhere
+    assert len(sizes) == 5 and len(set(sizes)) >= 3 and min(sizes) > 700
+    assert len(trained_on) < 380
 
 
 # ------------------------------------------------------------------------------------------------------ memory and precision
@@ -297,6 +330,33 @@ def test_the_critic_starts_as_told(place, tmp_path):
         critic = torch.load(run / "checkpoint.pt", weights_only=True)["parts"]["critic"]
         assert torch.equal(critic["score.weight"], start), flags
         assert column(run, "samples") == [4]
+
+
+def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch):
+    """Lines that follow one another share a prompt, as in most data. Good answers and bad ones."""
+    lines = [{"prompt": f"{i // 4}:", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(80)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model", str(place / "sft"), "--steps", "1", "--batch-size", "16", "--loss", "kto"]
+    prompt_of = {json.dumps([*line[side].encode(), 256]): line["prompt"]
+                 for line in lines for side in ("chosen", "rejected")}
+
+    def mismatched(out, seed):
+        calls = watch(monkeypatch, train_dpo, "pad_pairs")
+        train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / out), "--seed", seed])
+        # the first call is for the reference's log-probs of all that is trained on
+        pairs = calls[0][0][0]
+        assert len(pairs) > 60
+        for pair in pairs:
+            assert prompt_of[json.dumps(pair["mismatched"])].encode() != bytes(pair["prompt"])
+        return [bytes(pair["mismatched"][:-1]).decode() for pair in pairs]
+    answers = mismatched("a", "0")
+    assert 0.3 < sum(answer[0] == "a" for answer in answers) / len(answers) < 0.7
+    assert len(set(answers)) > len(answers) / 2
+    assert mismatched("b", "0") == answers != mismatched("c", "1")
+    file.write_text("\n".join(json.dumps({**line, "prompt": "1:"}) for line in lines))
+    with pytest.raises(UserError, match=f"{file}: all pairs have one prompt, and --loss kto needs"):
+        train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / "one")])
 
 
 def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
