@@ -446,7 +446,7 @@ def write_pairs(path):
     """Prompts of two to nine bytes, answers of two to seven; every third label is the wrong way
     round. -> (ids of a prompt, of the chosen answer, of the rejected one)"""
     rows = []
-    for i in range(40):
+    for i in range(80):
         answers = [f"a{i}" + "b" * (i % 4), "c" * (1 + i // 2 % 5) + f"{i}"]
         chosen, rejected = reversed(answers) if i % 3 == 0 else answers
         rows.append({"prompt": f"{i}:" * (1 + i % 3), "chosen": chosen, "rejected": rejected})
@@ -1252,7 +1252,9 @@ def test_a_resumed_run_goes_on(place, tmp_path, train, script):
     """It evaluates the first model once, and its steps are those of a run that never stopped."""
     data, reward, _ = write_prompts(tmp_path)
     words = ["--model", place / "sft", *data, *reward, "--prompts-per-step", 4, "--max-new-tokens",
-             5, "--kl-target", 0.1, "--kl-horizon", 30, "--lr", 0.004, "--eval-every", 1]
+             5, "--kl-target", 0.1, "--kl-horizon", 30, "--ref-ema", 0.9, "--lr", 0.004,
+             "--eval-every", 1]
+    words += ["--critic-warmup", 0] if script is train_ppo else []
     whole, rows, _ = train(script, *words, "--steps", 3, out="whole")
     train(script, *words, "--steps", 2)
     rest, resumed_rows, run = train(script, "--resume", "--steps", 3)
