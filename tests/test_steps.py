@@ -77,7 +77,8 @@ def watch_sizes(monkeypatch, diary, owner, name):
 
     def watched(*arguments, **named):
         tokens = inspect.signature(function).bind(*arguments, **named).arguments["tokens"]
-        diary.append(SimpleNamespace(what="pass", rows=len(tokens), tokens=tokens.numel()))
+        diary.append(SimpleNamespace(what="pass", name=name, rows=len(tokens),
+                                     tokens=tokens.numel()))
         return function(*arguments, **named)
     monkeypatch.setattr(owner, name, watched)
 
@@ -307,10 +308,13 @@ def assert_end(diary, rows, run, parts, last, load=load_pretrained):
 
 
 def assert_passes(diary, size, rows=1):
-    """--micro-batch-tokens bounds every pass, save one of a single example, which has `rows`."""
-    passes = diary.of("pass")
-    assert all(entry.tokens <= size or entry.rows <= rows for entry in passes)
-    assert max(entry.tokens for entry in passes) > size / 2
+    """--micro-batch-tokens bounds every pass, save one of a single example, which has `rows`; and
+    passes are not much smaller than that."""
+    largest = {}
+    for entry in diary.of("pass"):
+        assert entry.tokens <= size or entry.rows <= rows
+        largest[entry.name] = max(largest.get(entry.name, 0), entry.tokens)
+    assert min(largest.values()) > size / 2
 
 
 def evaluation(entries, model, **given):
@@ -1253,6 +1257,26 @@ def test_grpo(place, tmp_path, train, case):
     checkpoint = assert_end(diary, rows, run, {"policy", "optimizer"} | moves, policy)
     assert checkpoint["values"] == {"kl_coef": pytest.approx(kl_coef)}
     assert_passes(diary, s.micro_batch_tokens)
+
+
+@pytest.mark.parametrize("words, used", [(["--loss", "dapo"], False),
+                                         (["--advantage", "dr_grpo"], True)])
+def test_grpo_without_a_signal(place, tmp_path, train, words, used):
+    """Nothing was learned, so nothing moves; what is no mean of anything is left empty or 0."""
+    rows = [{"prompt": f"{i}:", "weight": 0} for i in range(45)]
+    data, reward, _ = write_prompts(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    diary, rows, run = train(train_grpo, "--model", place / "sft", *data, *reward, *words,
+                             *flags({**GRPO, "lr": 0.1, "steps": 2}))
+    start, end = (load_pretrained(path / "model")[0] for path in (place / "sft", run))
+    assert same_weights(start, end)
+    assert len(diary.of("update")) == (4 if used else 0)
+    for row in rows:
+        found = {name: float(row[name]) for name in ("no_signal", "updates", "grad_norm", "kl",
+                                                     "clip_fraction", "skipped_updates")}
+        assert found == {**dict.fromkeys(found, 0), "no_signal": 1}
+        assert float(row["approx_kl"]) == pytest.approx(0, abs=1e-6)
+        assert (row["entropy"] != "") == used
 
 
 # ----------------------------------------------------------- noise, resuming, what is trained first
