@@ -474,7 +474,7 @@ def batches_of_pairs(diary, pairs, n, seed):
         batches.append([as_ids(pair) for pair in taken.result])
     [split] = diary.of("hold_out")
     trained, held_out = (set(map(as_ids, part)) for part in split.result)
-    assert len(held_out) == split.most == 6 and not trained & held_out
+    assert len(held_out) == split.most == 5 and not trained & held_out
     assert set(flatten(batches)) <= trained == set(map(as_ids, taken.examples))
     assert trained | held_out <= pairs == set(map(as_ids, split.examples))
     assert batches[0] != batches[1] and all(len(batch) == n for batch in batches)
@@ -494,7 +494,7 @@ def test_reward_model(place, tmp_path, train):
     diary, rows, run = train(
         train_rm, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5,
         "--batch-size", 7, "--lr", 0.01, "--seed", 3, "--micro-batch-tokens", 60,
-        "--eval-every", 2, "--eval-problems", 6)
+        "--eval-every", 2, "--eval-problems", 5)
     batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
     adam = AdamW((0.9, 0.95), 0.0, start)
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
@@ -657,7 +657,7 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
     diary, rows, run = train(
         train_dpo, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5,
         "--batch-size", 7, "--lr", 0.005, "--seed", 3, "--micro-batch-tokens", 60,
-        "--eval-every", 2, "--eval-problems", 6, "--loss", name, *given, *PREFERENCES[name])
+        "--eval-every", 2, "--eval-problems", 5, "--loss", name, *given, *PREFERENCES[name])
     if not given:
         beta, nll_coef = {"simpo": 2.0}.get(name, 0.1), {"kto": 0.0}.get(name, 1.0)
     batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
