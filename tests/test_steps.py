@@ -77,7 +77,8 @@ def watch_sizes(monkeypatch, diary, owner, name):
 
     def watched(*arguments, **named):
         tokens = inspect.signature(function).bind(*arguments, **named).arguments["tokens"]
-        diary.append(SimpleNamespace(what="pass", rows=len(tokens), tokens=tokens.numel()))
+        diary.append(SimpleNamespace(what="pass", name=name, rows=len(tokens),
+                                     tokens=tokens.numel()))
         return function(*arguments, **named)
     monkeypatch.setattr(owner, name, watched)
 
@@ -123,6 +124,9 @@ def train(tmp_path, monkeypatch):
             for name in ("token_log_probs", "sequence_scores", "token_values", "token_kl"):
                 if hasattr(script, name):
                     watch_sizes(patch, diary, script, name)
+            for owner in {script, train_rm}:
+                if hasattr(owner, "hold_out"):
+                    watch(patch, diary, owner, "hold_out")
             watch(patch, diary, Run, "log")
             watch_updates(patch, diary)
             watch_orders(patch, diary)
@@ -304,10 +308,13 @@ def assert_end(diary, rows, run, parts, last, load=load_pretrained):
 
 
 def assert_passes(diary, size, rows=1):
-    """--micro-batch-tokens bounds every pass, save one of a single example, which has `rows`."""
-    passes = diary.of("pass")
-    assert all(entry.tokens <= size or entry.rows <= rows for entry in passes)
-    assert max(entry.tokens for entry in passes) > size / 2
+    """--micro-batch-tokens bounds every pass, save one of a single example, which has `rows`; and
+    passes are not much smaller than that."""
+    largest = {}
+    for entry in diary.of("pass"):
+        assert entry.tokens <= size or entry.rows <= rows
+        largest[entry.name] = max(largest.get(entry.name, 0), entry.tokens)
+    assert min(largest.values()) > size / 2
 
 
 def evaluation(entries, model, **given):
@@ -367,13 +374,14 @@ def test_sft(place, tmp_path, train):
     diary, rows, run = train(
         train_sft, "--model", place / "random", "--data", tmp_path / "sft.jsonl", "--steps", 20,
         "--batch-size", 5, "--lr", 0.02, "--weight-decay", 0.07, "--seed", 3, "--eval-every", 8,
-        "--micro-batch-tokens", 30)
-    batches = []
-    for taken in diary.of("take"):
-        turns = [example["turns"] for example in taken.result]
-        batches.append([(tuple(prompt), tuple(answer)) for prompt, answer in turns])
-    held_out = demonstrations - set(flatten(batches))
-    assert 0 < len(held_out) < 15 and set(flatten(batches)) < demonstrations
+        "--micro-batch-tokens", 30, "--eval-problems", 3)
+    batches = [[tuple(map(tuple, example["turns"])) for example in taken.result]
+               for taken in diary.of("take")]
+    [split] = diary.of("hold_out")
+    held_out = {tuple(map(tuple, example["turns"])) for example in split.result[1]}
+    assert len(held_out) == split.most == 3 and len(split.examples) == len(demonstrations)
+    assert set(flatten(batches)) | held_out <= demonstrations
+    assert not set(flatten(batches)) & held_out
 
     adam = AdamW((0.9, 0.99), 0.07, start)
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
@@ -459,13 +467,16 @@ def as_ids(pair):
 
 
 def batches_of_pairs(diary, pairs, n, seed):
-    """The pairs of each step, and those held out, which are never among them."""
+    """The pairs of each step, and those that are evaluated on, which are never among them."""
     batches = []
     for step, taken in enumerate(diary.of("take")):
         assert (taken.n, taken.seed, taken.step) == (n, seed, step)
         batches.append([as_ids(pair) for pair in taken.result])
-    held_out = pairs - {as_ids(pair) for pair in taken.examples}
-    assert 0 < len(held_out) < 15 and set(flatten(batches)) <= pairs - held_out
+    [split] = diary.of("hold_out")
+    trained, held_out = (set(map(as_ids, part)) for part in split.result)
+    assert len(held_out) == split.most == 6 and not trained & held_out
+    assert set(flatten(batches)) <= trained == set(map(as_ids, taken.examples))
+    assert trained | held_out <= pairs == set(map(as_ids, split.examples))
     assert batches[0] != batches[1] and all(len(batch) == n for batch in batches)
     return batches, held_out
 
@@ -483,7 +494,7 @@ def test_reward_model(place, tmp_path, train):
     diary, rows, run = train(
         train_rm, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5,
         "--batch-size", 7, "--lr", 0.01, "--seed", 3, "--micro-batch-tokens", 60,
-        "--eval-every", 2)
+        "--eval-every", 2, "--eval-problems", 6)
     batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
     adam = AdamW((0.9, 0.95), 0.0, start)
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
@@ -522,23 +533,29 @@ def assert_scores_are_shown(run, reward_model, held_out):
 
 
 def test_pairs_of_the_builtin_task(monkeypatch):
-    """Two answers to each problem, both of which ended; the right one is chosen."""
-    calls, seeds = [], set()
+    """Two answers to each problem, both of which ended; the right one is chosen. Those that are
+    evaluated on are the same for every seed."""
+    calls, files = [], {}
 
-    def answer(model, tokenizer, reward, examples, max_new_tokens, temperature, generator,
-               **others):
+    def answer(model, tokenizer, reward, examples, max_new_tokens, temperature, generator, tokens):
         calls.append(SimpleNamespace(**locals()))
         n = range(len(examples))
-        rewards, responses = [float(i % 4 in (0, 3)) for i in n], [[i, STOP] for i in n]
+        rewards = [float(i % 4 in (0, 3)) for i in n]
         # The answers of every third problem are cut off.
-        return rewards, responses, [i % 6 != 4 for i in n], None
+        return rewards, [[*f"{i:03}".encode(), STOP] for i in n], [i % 6 != 4 for i in n], None
     monkeypatch.setattr(train_rm, "answer", answer)
-    for held_out in (False, True):
-        pairs = train_rm.sample_pairs("policy", TOKENIZER, 250, 3, 9, held_out=held_out)
-        expected, prompts = [], set()
+
+    def keep(name, make):
+        files[name] = make()
+        return files[name]
+
+    def of_calls(calls, held_out):
+        """The pairs that there are in these calls."""
+        pairs, prompts = [], set()
         for call in calls:
             assert (call.model, call.max_new_tokens, call.temperature) == ("policy", 9, 1.0)
-            assert call.reward is train_rm.sum_reward and len(call.examples) == 512
+            assert call.reward is train_rm.sum_reward and call.tokens == 77
+            assert len(call.examples) == 512
             for i in range(0, 512, 2):
                 example, again = call.examples[i:i + 2]
                 ids = list(example["prompt"].encode())
@@ -546,13 +563,31 @@ def test_pairs_of_the_builtin_task(monkeypatch):
                 prompts.add(example["prompt"])
                 right, wrong = (i, i + 1) if i % 4 == 0 else (i + 1, i)
                 if i % 6 != 4:
-                    expected.append({"prompt": ids, "chosen": [right, STOP],
-                                     "rejected": [wrong, STOP]})
-        assert pairs == expected[:250] and len(calls) == 2 and len(prompts) > 500
+                    pairs.append({"prompt": ids, "chosen": [*f"{right:03}".encode(), STOP],
+                                  "rejected": [*f"{wrong:03}".encode(), STOP]})
+        assert len(prompts) > 500
         assert all((zlib.crc32(p.encode()) % 8 == 0) == held_out for p in prompts)
+        return pairs
+
+    found, seeds = [], set()
+    for seed in (3, 4):
+        config = SimpleNamespace(data="", pairs=250, eval_problems=200, seed=seed, max_new_tokens=9,
+                                 micro_batch_tokens=77)
+        train, held_out = train_rm.load_pairs(config, "policy", TOKENIZER,
+                                              SimpleNamespace(keep=keep))
+        # It takes two batches of 256 problems for either.
+        assert len(calls) == 4
+        assert train == of_calls(calls[:2], False)[:250]
+        assert held_out == of_calls(calls[2:], True)[:200]
+        found.append((train, held_out))
         seeds |= {call.generator.initial_seed() for call in calls}
         calls.clear()
-    assert len(seeds) == 4
+    assert found[0][0] != found[1][0] and found[0][1] == found[1][1] and len(seeds) == 6
+    [text] = files.values()
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row, ids in zip(rows, train + held_out, strict=True):
+        texts = {name: TOKENIZER.decode(ids[name]).removesuffix("<|endoftext|>") for name in ids}
+        assert row == {**texts, "ids": ids, "held_out": ids in held_out}
 
 
 # ----------------------------------------------------------------------- DPO and its relatives
@@ -622,7 +657,7 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
     diary, rows, run = train(
         train_dpo, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5,
         "--batch-size", 7, "--lr", 0.005, "--seed", 3, "--micro-batch-tokens", 60,
-        "--eval-every", 2, "--loss", name, *given, *PREFERENCES[name])
+        "--eval-every", 2, "--eval-problems", 6, "--loss", name, *given, *PREFERENCES[name])
     if not given:
         beta, nll_coef = {"simpo": 2.0}.get(name, 0.1), {"kto": 0.0}.get(name, 1.0)
     batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
@@ -1054,6 +1089,8 @@ GRPO_CASES = {              # the flags, and what else they mean
     "gspo": (dict(loss="gspo"), dict(clip_low=3e-4, clip_high=4e-4)),
     "cispo": (dict(loss="cispo"),
               dict(aggregate="token-mean", clip_low=1.0, clip_high=0.28, kl_coef=0)),
+    # One update a step, so that the ratio is 1, but has a gradient.
+    "on_policy": (dict(minibatches=1, kl_coef=0.3), {}),
     # All settings changed.
     "adaptive": (dict(kl_coef=0.3, kl_target=0.1, kl_horizon=50.0, ref_ema=0.9, **CLIPPED), {}),
     "synced": (dict(kl_coef=0.3, kl_estimator="k2", ref_sync=2, aggregate="token-mean",
@@ -1220,6 +1257,26 @@ def test_grpo(place, tmp_path, train, case):
     checkpoint = assert_end(diary, rows, run, {"policy", "optimizer"} | moves, policy)
     assert checkpoint["values"] == {"kl_coef": pytest.approx(kl_coef)}
     assert_passes(diary, s.micro_batch_tokens)
+
+
+@pytest.mark.parametrize("words, used", [(["--loss", "dapo"], False),
+                                         (["--advantage", "dr_grpo"], True)])
+def test_grpo_without_a_signal(place, tmp_path, train, words, used):
+    """Nothing was learned, so nothing moves; what is no mean of anything is left empty or 0."""
+    rows = [{"prompt": f"{i}:", "weight": 0} for i in range(45)]
+    data, reward, _ = write_prompts(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    diary, rows, run = train(train_grpo, "--model", place / "sft", *data, *reward, *words,
+                             *flags({**GRPO, "lr": 0.1, "steps": 2}))
+    start, end = (load_pretrained(path / "model")[0] for path in (place / "sft", run))
+    assert same_weights(start, end)
+    assert len(diary.of("update")) == (4 if used else 0)
+    for row in rows:
+        found = {name: float(row[name]) for name in ("no_signal", "updates", "grad_norm", "kl",
+                                                     "clip_fraction", "skipped_updates")}
+        assert found == {**dict.fromkeys(found, 0), "no_signal": 1}
+        assert float(row["approx_kl"]) == pytest.approx(0, abs=1e-6)
+        assert (row["entropy"] != "") == used
 
 
 # ----------------------------------------------------------- noise, resuming, what is trained first
