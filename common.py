@@ -5,6 +5,7 @@ import csv
 import fcntl
 import functools
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -112,7 +113,7 @@ def parse(Config, doc: str, argv=None):
     hints = typing.get_type_hints(Config)
     parser = OneLineParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(Config):
-        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{f.default if f.default != '' else '-'}]".replace("%", "%%")
+        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{'-' if f.default in ('', None) else f.default}]".replace("%", "%%")
         kind = next(t for t in (typing.get_args(hints[f.name]) or (hints[f.name],)) if t is not type(None))
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
@@ -268,6 +269,7 @@ def trained(run: str, train, config) -> str:
         print(f"{run} is not there yet: training it first", flush=True)
         train(["--out", run, *(["--device", config.device] if config.device else []),
                *(["--resume"] if there(Path(run) / "config.json") else [])])
+        pick_device(config)                                     # the nested run switched autocast as its own settings say
     unlock(Path(run))
     return run
 
@@ -299,6 +301,18 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
+
+
+def save_figure(figure, file: Path, sources, **how) -> None:
+    """Save a figure that says what it was drawn from: git keeps no times, and tests/test_figures.py
+    must be able to tell when a figure is older than its data or its script.
+
+    sources: the data (its repr counts), and the functions and classes that draw it (their text)."""
+    digest = hashlib.sha256()
+    for source in sources:
+        text = inspect.getsource(source) if callable(source) else repr(source)
+        digest.update(text.encode())
+    figure.savefig(file, metadata={"Sources": digest.hexdigest()}, **how)
 
 
 def remove(path: Path) -> None:
@@ -603,14 +617,15 @@ class Run:
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
     def update(self, optimizer, model) -> float:
-        """Clip the gradient to norm 1, step, clear. -> the norm before. Where it isn't finite, there is no step: the weights stay."""
+        """Clip the gradient to norm 1, step, clear. -> the norm before. The weights stay where they are if the gradient isn't finite,
+        and if it is 0: Adam's momentum would go on moving them where nothing was learned."""
         for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
             p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
         self.finite[optimizer] = self.finite.get(optimizer, False) or math.isfinite(norm)
-        if math.isfinite(norm):
+        if 0 < norm < math.inf:
             optimizer.step()
-        else:
+        elif norm != 0:
             self.skipped += 1
             if rank() == 0:
                 self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)

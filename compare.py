@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import UserError, parse, read_csv, read_metrics, script, setting
+from common import UserError, parse, read_csv, read_metrics, save_figure, script, setting
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
@@ -55,7 +55,9 @@ class Experiment:
 
 RIGHT, KL = ("right answers, sampled (share)", "setting", "sampled"), ("KL to the SFT model (nats an answer)", "setting", "kl_to_sft")
 NO_SIGNAL = ("groups without signal (share)", "step", "no_signal")
-STRONG = f"{GRPO} --advantage rloo --kl-coef 0.5"                # RLOO: no std that changes what β weighs; 0.5: so that it shows
+# RLOO: no std that changes what β weighs. Its loss is GRPO's, which may hold any KL. 0.5: to show it
+RLOO = f"{GRPO} --advantage rloo --loss grpo"
+STRONG = f"{RLOO} --kl-in loss --kl-coef 0.5"
 
 EXPERIMENTS = {
     "overoptimization": Experiment(                              # Gao et al. 2022, arXiv:2210.10760, fig. 1
@@ -68,9 +70,9 @@ EXPERIMENTS = {
         [RIGHT, NO_SIGNAL], "G = 8"),
     "kl": Experiment(
         "RLOO with β = 0.5: which penalty keeps the policy near its start?",
-        {("", "none"): f"{GRPO} --advantage rloo --kl-coef 0", ("", "k1 in the loss"): f"{STRONG} --kl-estimator k1",
+        {("", "none"): f"{RLOO} --kl-coef 0", ("", "k1 in the loss"): f"{STRONG} --kl-estimator k1",
          ("", "k2 in the loss"): f"{STRONG} --kl-estimator k2", ("", "k3 in the loss"): STRONG,
-         ("", "k1 in the reward"): f"{STRONG} --kl-in reward"},
+         ("", "k1 in the reward"): f"{RLOO} --kl-in reward --kl-coef 0.5"},
         [KL, RIGHT], "none"),
     "clip": Experiment(
         "GRPO: how many passes over a batch, and what does the clip do?",
@@ -335,7 +337,8 @@ def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "") -
             for n, way in enumerate(grouped([row for row in some if row[y]], lambda row: row["seed"]).values()):
                 axis.plot([max(0.0, float(row[x])) ** 0.5 for row in way], [float(row[y]) for row in way], ".-", color=color, linewidth=0.8,
                           ms=4, label=None if n else line)
-    axis.set_xlabel({"step": "update", "answer_kl": "√KL to the SFT model (nats an answer)"}.get(x, ""))
+    xlabels = {"step": "step", "answer_kl": "√KL to the SFT model (nats an answer)"}
+    axis.set_xlabel(xlabels.get(x, ""))
     axis.set_ylabel(label)
     axis.set_title(title, loc="left")
     axis.grid(alpha=0.3)
@@ -353,7 +356,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
     for axis, arguments in zip(axes.flat, panels):
         panel(axis, *arguments)
     figure.suptitle(title)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, [panels, title, draw, panel, name, ends, std], dpi=110)
     plt.close(figure)
 
 

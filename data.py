@@ -3,10 +3,12 @@
 The task: the sum of three numbers from 1 to 99, `17+58+23=`. It can be answered straight away (hard for a small model) or step
 by step between <think> and </think> (easy). One prompt in eight, by a hash, is held out: never trained on, used to evaluate.
 """
+import functools
 import importlib.util
 import json
 import math
 import re
+import sys
 import traceback
 import zlib
 from collections.abc import Iterable
@@ -102,13 +104,18 @@ def exact_reward(prompts, completions, answer, **columns) -> list[float]:
     return rewards
 
 
+BUILT_IN_REWARDS = {"verifier": sum_reward, "exact": exact_reward}
+
+
 # ------------------------------------------------------------------------------------------------------ JSONL
 
 def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[dict]:
     """One JSON object a line, checked before anything trains. ValueError names the line, the field, found and expected.
 
-    Each of the `required` fields is text, or a list of {"role", "content"} messages. instead: a field of messages that may stand in
-    for all of them. "line" is added to each example."""
+    Each of the `required` fields is text, or a list of {"role", "content"} messages. instead: a
+    field of messages that may stand in for all of them. -> for each line {"line": its number,
+    "side": see side_of, "columns": its object}. What is added to an example later stands beside
+    "columns", so that a field of the data may have any name."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,31 +125,53 @@ def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[
         if not line.strip():
             continue
         try:
-            example = json.loads(line)
-        except ValueError as error:
+            columns = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(example, dict):
-            raise ValueError(f"{path}, line {number}: found {type(example).__name__}, expected an object with {', '.join(required)}")
-        names = (instead,) if instead and instead in example and required[0] not in example else required
+        if not isinstance(columns, dict):
+            raise ValueError(f"{path}, line {number}: found {type(columns).__name__}, "
+                             f"expected an object with {', '.join(required)}")
+        stands_in = instead and instead in columns and required[0] not in columns
+        names = (instead,) if stands_in else required
         for name in names:
-            value = example.get(name)
+            value = columns.get(name)
             if not (isinstance(value, str) and name != instead or isinstance(value, list) and value and all(
                     isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value)):
-                raise ValueError(f"{path}, line {number}: {name} is {json.dumps(value)[:60] if name in example else 'missing'}, "
+                found = json.dumps(value)[:60] if name in columns else "missing"
+                raise ValueError(f"{path}, line {number}: {name} is {found}, "
                                  f'expected {"" if name == instead else "text or "}a list of {{"role", "content"}} messages')
-        if len({type(example[name]) for name in names}) > 1:
+        if len({type(columns[name]) for name in names}) > 1:
             raise ValueError(f"{path}, line {number}: {' and '.join(required)} mix text and messages, expected one kind")
-        examples.append({**example, "line": number})
+        examples.append({"line": number, "side": side_of(columns[names[0]]), "columns": columns})
     if not examples:
         raise ValueError(f"{path}: no examples in it, expected a JSON object a line")
+    if len({e["side"] for e in examples}) == 1:
+        examples = [{**e, "side": "both"} for e in examples]
     return examples
+
+
+def side_of(prompt) -> str:
+    """Whether a prompt is for training or held out, by a hash: the same in every file and script.
+
+    -> "train", or "held out" for one prompt in ten. A conversation goes by its messages up to the
+    first answer to a user, so that prompts of several turns and SFT's "messages" agree. (Text, and
+    a message of the same text, are two prompts.) Where all prompts of a file would be on one side,
+    as in a very small one, `read_jsonl` makes it "both"."""
+    if not isinstance(prompt, str):
+        roles = [message["role"] for message in prompt]
+        question = roles.index("user") if "user" in roles else 0
+        answers = [i for i, role in enumerate(roles) if role == "assistant" and i > question]
+        asked = prompt[:answers[0]] if answers else prompt
+        prompt = [(message["role"], message["content"]) for message in asked]
+    return "train" if zlib.crc32(json.dumps(prompt).encode()) % 10 else "held out"
 
 
 def encode_prompt(tokenizer, prompt) -> list[int]:
     """Ids of a prompt: text as the model's own tokenizer begins one, messages through the chat template up to the assistant's turn."""
     if isinstance(prompt, str):
         return tokenizer.prefix + tokenizer.encode(prompt)
-    return tokenizer.encode(tokenizer.apply_chat_template(prompt), special=True)
+    messages, hidden = tokenizer.hide_special_text(prompt)
+    return tokenizer.encode(tokenizer.apply_chat_template(messages), True, hidden)
 
 
 def encode_completion(tokenizer, prompt, completion) -> list[int]:
@@ -161,16 +190,18 @@ def encode_turns(tokenizer, prompt, completion) -> list[list[int]]:
     must begin as it was rendered before: the ids before an answer are those that it is sampled after."""
     if isinstance(prompt, str):
         return [encode_prompt(tokenizer, prompt), encode_completion(tokenizer, prompt, completion)]
-    messages, turns, given, seen = prompt + completion, [], [], ""
+    messages, hidden = tokenizer.hide_special_text(prompt + completion)
+    turns, given, seen = [], [], ""
     for i in range(len(prompt), len(messages)):
         if messages[i]["role"] == "assistant":
             before = tokenizer.apply_chat_template(messages[:i])
             whole = tokenizer.apply_chat_template(messages[:i + 1], add_generation_prompt=False)
             if not (before.startswith(seen) and whole.startswith(before)):
                 raise ValueError("the chat template writes a conversation and its beginning differently, so answers can't be told apart")
-            ids = tokenizer.encode(whole[len(before):], special=True)
+            ids = tokenizer.encode(whole[len(before):], True, hidden)
             end = next((n for n, token in enumerate(ids) if token in tokenizer.stop_ids), len(ids))
-            turns += [given + tokenizer.encode(before[len(seen):], special=True), (ids + [tokenizer.eos_id])[:end + 1]]
+            given += tokenizer.encode(before[len(seen):], True, hidden)
+            turns += [given, (ids + [tokenizer.eos_id])[:end + 1]]
             given, seen = ids[end + 1:], whole
     if not turns:
         raise ValueError("the completion has no message of the assistant")
@@ -178,12 +209,14 @@ def encode_turns(tokenizer, prompt, completion) -> list[list[int]]:
 
 
 def encode(examples: list[dict], path: str, fields) -> list[dict]:
-    """Each example with fields(example), a dict, added to it. What can't be encoded, as messages without a template, is named by line."""
+    """Each example with fields(its columns), a dict, added.
+
+    What can't be encoded, as messages without a template, is named by line."""
     encoded = []
     for example in examples:
         try:
-            encoded.append({**example, **fields(example)})
-        except ValueError as error:
+            encoded.append({**example, **fields(example["columns"])})
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}, line {example['line']}: {error}") from error
     return encoded
 
@@ -204,14 +237,18 @@ def usable(examples: list[dict], path: str, reason_not) -> list[dict]:
     return kept
 
 
+@functools.lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of n examples in an epoch. Kept: drawn anew, it would cost every step O(n)."""
+    return numpy_rng(seed, epoch, "order of the data").permutation(n)
+
+
 def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
     """The n examples of a step: epoch after epoch, each in an order of its own that comes from (seed, epoch)."""
-    orders, batch = {}, []
+    batch = []
     for i in range(step * n, (step + 1) * n):
         epoch, place = divmod(i, len(examples))
-        if epoch not in orders:
-            orders[epoch] = np.random.default_rng((seed, epoch)).permutation(len(examples))
-        batch.append(examples[orders[epoch][place]])
+        batch.append(examples[epoch_order(len(examples), seed, epoch)[place]])
     return batch
 
 
@@ -224,15 +261,26 @@ def read_demonstrations(path: str, tokenizer, context: int) -> list[dict]:
 
 
 def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
-    """Prompts of a JSONL file for PPO and GRPO: {"prompt", "ids", "line", and its other fields}, `longest` tokens at most."""
+    """Prompts of a JSONL file for PPO and GRPO, `longest` tokens at most.
+
+    Examples as read_jsonl gives them, with "prompt" and its "ids"; "columns" are the other fields,
+    None where a line lacks one that others have."""
     examples = read_jsonl(path, ("prompt",))
     for e in examples if reward == "exact" else ():
-        answer = e.get("answer")
+        answer = e["columns"].get("answer")
         if not isinstance(answer, (str, int, float)) or isinstance(answer, bool) or right_answer(answer) == "":
-            raise ValueError(f"{path}, line {e['line']}: answer is {json.dumps(answer)[:60] if 'answer' in e else 'missing'}, "
+            found = json.dumps(answer)[:60] if "answer" in e["columns"] else "missing"
+            raise ValueError(f"{path}, line {e['line']}: answer is {found}, "
                              "expected text or a number for --reward exact")
-    empty = dict.fromkeys(name for e in examples for name in e)       # a field that only some lines have is None in the others
-    examples = encode([{**empty, **e} for e in examples], path, lambda e: {"ids": encode_prompt(tokenizer, e["prompt"])})
+    for e in examples if reward else ():
+        for name in ("prompts", "completions", "finished"):
+            if name in e["columns"]:
+                raise ValueError(f"{path}, line {e['line']}: has a field {name}, which is what the "
+                                 "reward function is given of the answers; expected another name")
+    names = dict.fromkeys(name for e in examples for name in e["columns"] if name != "prompt")
+    examples = encode(examples, path, lambda columns: {
+        "prompt": columns["prompt"], "ids": encode_prompt(tokenizer, columns["prompt"]),
+        "columns": {name: columns.get(name) for name in names}})
     return usable(examples, path, lambda e: "empty prompt" if not e["ids"] else
                   f"prompt over the {longest} tokens that --max-new-tokens leaves of the context" if len(e["ids"]) > longest else "")
 
@@ -249,35 +297,47 @@ def load_prompts(config, tokenizer, context: int):
     """A function step -> examples of that step, and the examples of every evaluation."""
     longest = context - config.max_new_tokens
     if config.data:
-        train, held_out = hold_out(read_prompts(config.data, config.reward, tokenizer, longest), config.eval_problems)
+        examples = read_prompts(config.data, config.reward, tokenizer, longest)
+        train, held_out = hold_out(examples, config.data, config.eval_problems)
         return lambda step: take(train, config.prompts_per_step, config.seed, step), held_out
 
     def batch(step):
-        problems = sum_problems(config.prompts_per_step, numpy_rng(config.seed, step, "prompts"))
+        rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
+        problems = sum_problems(config.prompts_per_step, rng)
         return [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems]
     return batch, held_out_problems(config.eval_problems, tokenizer, longest)
 
 
-def hold_out(examples: list[dict], most: int) -> tuple[list[dict], list[dict]]:
-    """Split off a tenth, `most` at most, for evaluation; with fewer than ten examples, all are used for both."""
-    order, n = np.random.default_rng(0).permutation(len(examples)), min(most, len(examples) // 10)
-    held_out, train = [examples[i] for i in order[:n]], [examples[i] for i in sorted(order[n:])]
-    return train, held_out or train
+def hold_out(examples: list[dict], path: str, most: int) -> tuple[list[dict], list[dict]]:
+    """What is trained on, and `most` of what is held out at most; see side_of.
+
+    What is held out is never trained on, used by evaluations or not. Where nothing is held out, of
+    the file or of what can be used of it, evaluations use what is trained on."""
+    train = [e for e in examples if e["side"] != "held out"]
+    held_out = [e for e in examples if e["side"] != "train"] or train
+    if not train:
+        raise ValueError(f"{path}: all {len(examples)} examples that can be used are held out, by "
+                         "a hash of their prompts: none is left to train on")
+    order = numpy_rng(0, 0, "held out").permutation(len(held_out))[:most]
+    return train, [held_out[i] for i in order]
 
 
 def load_reward(spec: str, data: str):
     """--reward verifier, exact, or FILE.py:FUNCTION: f(prompts, completions, **columns) -> list of floats. Runs the user's code."""
     if spec == "exact" and not data:
         raise ValueError("--reward exact needs --data with a field `answer`")
-    if spec in ("verifier", "exact"):
-        return sum_reward if spec == "verifier" else exact_reward
+    if spec in BUILT_IN_REWARDS:
+        return BUILT_IN_REWARDS[spec]
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise ValueError(f"--reward {spec}: expected `verifier`, `exact` or FILE.py:FUNCTION with a file that exists")
-    module_spec = importlib.util.spec_from_file_location("user_reward", file, loader=SourceFileLoader("user_reward", file))
-    module = importlib.util.module_from_spec(module_spec)
+    # a module of this name must be there for dataclasses and pickle, which look things up in it
+    module_name = f"reward_file_{zlib.crc32(str(Path(file).resolve()).encode()):08x}"
+    loader = SourceFileLoader(module_name, file)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader))
+    sys.modules[module_name] = module
     try:
-        module_spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
     if not callable(getattr(module, name, None)):
@@ -285,46 +345,54 @@ def load_reward(spec: str, data: str):
     return getattr(module, name)
 
 
-def _raises(function, argument) -> bool:
+def as_float(score) -> float:
+    """A reward as a number: nan if it is none, infinity for an integer that no float can hold."""
+    if not hasattr(score, "__float__"):
+        return math.nan
     try:
-        function(argument)
-    except Exception:
-        return True
-    return False
+        return float(score)
+    except OverflowError:
+        return math.inf if score > 0 else -math.inf
+    except (TypeError, ValueError, RuntimeError):                      # an array of several numbers
+        return math.nan
 
 
 @on_rank_0
 def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool], tokenizer) -> list[float]:
     """The reward function's score of each answer. It sees text (for message prompts, messages) without special tokens.
 
-    The built-in verifier gives 0 to an answer that was cut off. Errors: UserError with status 1, naming function and example."""
+    Its columns are the data's other fields, and `finished`: whether each answer ended by itself.
+    A built-in one gives 0 to an answer that was cut off. Errors: UserError with status 1, naming
+    the function, and the file and line where it failed or the answer to which it gave no number."""
     texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
     name = getattr(reward, "__name__", repr(reward))
 
-    def call(which):
-        some = [examples[i] for i in which]
-        completions = [texts[i] if isinstance(examples[i]["prompt"], str) else [{"role": "assistant", "content": texts[i]}] for i in which]
-        columns = {field: [e.get(field) for e in some] for field in examples[0] if field not in ("prompt", "ids", "line")}
-        return reward([e["prompt"] for e in some], completions, **columns)
-
-    def place(i):
-        question = f"line {examples[i]['line']}" if "line" in examples[i] else repr(examples[i]["prompt"])
-        return f"{texts[i][:60]!r}, an answer to {question}"
-
+    prompts = [e["prompt"] for e in examples]
+    completions = [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+                   for prompt, text in zip(prompts, texts)]
+    names = examples[0].get("columns", ())
+    columns = {name: [e["columns"][name] for e in examples] for name in names}
     try:
-        scores = call(range(len(answers)))
+        scores = reward(prompts, completions, **columns, finished=finished)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        culprit = next((f", on {place(i)}" for i in range(len(answers)) if _raises(call, [i])), "")
-        raise UserError(f"the reward function {name} failed at {where.filename}, line {where.lineno}{culprit}: {error!r}", status=1) from error
+        raise UserError(f"the reward function {name} failed at {where.filename}, "
+                        f"line {where.lineno}: {error!r}", status=1) from error
     scores = list(scores) if isinstance(scores, Iterable) else [scores]
     if len(scores) != len(answers):
         raise UserError(f"the reward function {name} gave {len(scores)} values for {len(answers)} answers, expected one each", status=1)
     for i, score in enumerate(scores):
-        if not hasattr(score, "__float__") or not math.isfinite(score):
-            raise UserError(f"the reward function {name} gave {score!r} to {place(i)}, expected a finite number", status=1)
-    scores = list(map(float, scores))
-    return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores
+        scores[i] = as_float(score)
+        # advantages are computed in float32, where a larger number is infinite
+        if not abs(scores[i]) <= torch.finfo(torch.float32).max:
+            shown = scores[i] if isinstance(score, int) else score
+            question = f"line {examples[i]['line']}" if "line" in examples[i] else repr(prompts[i])
+            raise UserError(f"the reward function {name} gave {repr(shown)[:60]} to "
+                            f"{texts[i][:60]!r}, an answer to {question}, "
+                            "expected a finite number of float32", status=1)
+    if reward in BUILT_IN_REWARDS.values():
+        scores = [score * end for score, end in zip(scores, finished)]
+    return scores
 
 
 # ------------------------------------------------------------------------------------------------------ batches

@@ -3,6 +3,11 @@
     python evaluate.py runs/grpo            a table and some samples
     python evaluate.py runs/grpo --json     the same numbers for a program
     python evaluate.py runs/grpo --chat     type prompts, read answers
+
+A run is evaluated as it was trained: on the rows of its --data that it held out (or on fresh
+problems of the built-in task), with its reward, length and temperature, and its KL is to the model
+that it started from. Flags overrule each of them. A plain model directory has the built-in task and
+no reference. For pass@k an answer is right if its reward is over 0.5.
 """
 import json
 import math
@@ -12,20 +17,27 @@ from pathlib import Path
 
 import torch
 
-from common import UserError, model_directory, parse, pick_device, script, setting, torch_rng, user_errors
-from data import encode_prompt, held_out_problems, load_reward, read_prompts, reward_answers
+from common import (UserError, model_directory, parse, pick_device, refuse, run_settings, script,
+                    setting, torch_rng, user_errors)
+from data import (encode_prompt, held_out_problems, hold_out, load_reward, read_prompts,
+                  reward_answers)
 from pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
+from tokenizer import same_tokenizer
 
-ROWS_AT_ONCE = 512                     # sampled together: bounds the KV cache
 
+def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None,
+           micro_batch_tokens: int = 8192):
+    """One answer to each example. -> rewards (list), responses (list of ids), finished (list), Rollouts
 
-def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None):
-    """One answer to each example. -> rewards (list), responses (list of ids), finished (list), Rollouts"""
+    As many rows at a time as the KV cache holds micro_batch_tokens of."""
     rewards, responses, finished, rollouts = [], [], [], []
-    for start in range(0, len(examples), ROWS_AT_ONCE):
-        some = examples[start:start + ROWS_AT_ONCE]
-        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator)
+    longest = max(len(e["ids"]) for e in examples) + max_new_tokens
+    rows_at_once = max(1, micro_batch_tokens // longest)
+    for start in range(0, len(examples), rows_at_once):
+        some = examples[start:start + rows_at_once]
+        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator,
+                           micro_batch_tokens=micro_batch_tokens)
         rewards += reward_answers(reward, some, rollout.responses(), rollout.finished.tolist(), tokenizer)
         responses += rollout.responses()
         finished += rollout.finished.tolist()
@@ -33,12 +45,14 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     return rewards, responses, finished, rollouts
 
 
-def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0, shown: int = 6):
+def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0,
+             micro_batch_tokens: int = 8192, shown: int = 6):
     """-> {"eval_greedy", "eval_sampled"}: mean rewards; and lines that show the first few sampled answers.
 
     The same noise every time: evaluations differ by the model only."""
-    greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0)
-    sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"))
+    greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0, micro_batch_tokens=micro_batch_tokens)
+    sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"),
+                                    micro_batch_tokens)
     lines = [sample_line(tokenizer, *row) for row in zip(examples[:shown], responses, sampled)]
     return {"eval_greedy": sum(greedy) / len(greedy), "eval_sampled": sum(sampled) / len(sampled)}, lines
 
@@ -49,23 +63,91 @@ def sample_line(tokenizer, example, response, reward) -> str:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right) when c of n are. Chen et al. 2021, eq. 1."""
+    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right) when c of n are.
+
+    Chen et al. 2021, eq. 1. Here an answer is right if its reward is over 0.5."""
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 @dataclass(kw_only=True)
 class Config:
-    data: str = setting("", "a JSONL file of prompts that were not trained on, instead of the built-in task")
-    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; needed with --data")
-    problems: int = setting(512, "how many fresh problems", low=1)
-    samples: int = setting(8, "samples a problem, for sampled accuracy and pass@k", low=1)
-    reference: str = setting("", "what KL is measured to: a run or model directory; runs/sft if not given")
-    max_new_tokens: int = setting(32, "tokens of an answer", low=1)
-    temperature: float = setting(1.0, "of the sampled answers", low=0.01)
+    data: str = setting("", "a JSONL file of prompts that were not trained on; if not given, the "
+                        "rows that the run held out of its own, or the built-in task")
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; "
+                          "the run's own if not given")
+    problems: int = setting(512, "how many fresh problems, or rows, at most", low=1)
+    samples: int = setting(8, "samples a problem, for sampled accuracy and pass@k (right: the "
+                           "reward is over 0.5)", low=1)
+    reference: str = setting("", "what KL is measured to: a run or model directory; what the run "
+                             "started from, if not given")
+    max_new_tokens: int | None = setting(None, "tokens of an answer, at most; the run's own, "
+                                         "else 32, if not given", low=1)
+    temperature: float | None = setting(None, "of the sampled answers; the run's own, else 1, "
+                                        "if not given", low=0.01)
+    micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting("", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
     json: bool = setting(False, "print one JSON object and nothing else")
     chat: bool = setting(False, "read prompts from the keyboard")
+
+    def check(self, given: dict) -> None:
+        if self.chat:
+            refuse(given, "data", "reward", "problems", "samples", "reference", "json",
+                   why="with --chat")
+
+
+def started_from(run: dict) -> str:
+    """The directory of the model that a run with these settings started from; "" without one."""
+    noted = run.get("inputs", {}).get("model", {}).get("path") or run.get("model")
+    # what a run that didn't note it takes if no --model is given
+    default = "" if run.get("algorithm", "sft") == "sft" else "runs/sft"
+    return noted or default
+
+
+def load_reference(path: str, config, run: dict, model, tokenizer, length: int):
+    """The model that KL is measured to, or None.
+
+    ValueError if it can't read what `model` writes: rows of `length` ids, each of which must mean
+    the same to both."""
+    start = config.reference or started_from(run)
+    if not start:
+        return None
+    files = [Path(start) / "config.json", Path(start) / "model" / "config.json"]
+    if not config.reference and not any(file.is_file() for file in files):
+        print(f"{path}: {start}, which it started from, isn't there any more: KL is left out",
+              file=sys.stderr)
+        return None
+    device = model.lm_head.weight.device
+    reference, other = load_pretrained(model_directory(start), torch.float32, device)
+    found, expected = reference.config, model.config
+    trouble = ""
+    if not same_tokenizer(tokenizer, other):
+        trouble = f"it has another tokenizer than {path}"
+    elif found.vocab_size != expected.vocab_size:
+        trouble = f"its vocabulary has {found.vocab_size} rows, expected {expected.vocab_size}"
+    elif found.max_seq_len < length:
+        trouble = f"its context is {found.max_seq_len} tokens, expected at least {length}"
+    if trouble:
+        raise ValueError(f"{start}: KL can't be measured to this model: {trouble}")
+    return reference
+
+
+def load_examples(path: str, config, run: dict, tokenizer, longest: int):
+    """-> prompts that were not trained on, `longest` tokens at most, and what rewards answers."""
+    data, reward = config.data or run.get("data", ""), config.reward or run.get("reward", "")
+    if config.data and not reward:
+        raise ValueError("--data needs --reward exact or FILE.py:FUNCTION")
+    if data and not reward:
+        lacks = "on a reward model" if run["algorithm"] == "ppo" else "without a reward"
+        raise ValueError(f"{path}: was trained on {data} and {lacks}: "
+                         "expected --reward exact or FILE.py:FUNCTION")
+    function = load_reward(reward or "verifier", data)
+    if not data:
+        return held_out_problems(config.problems, tokenizer, longest), function
+    examples = read_prompts(data, reward, tokenizer, longest)
+    if not config.data:
+        _, examples = hold_out(examples, data, config.problems)
+    return examples[:config.problems], function
 
 
 def chat(model, tokenizer, config) -> None:
@@ -91,22 +173,26 @@ def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():
+        run = run_settings(Path(path))
+        if run.get("algorithm") == "rm":
+            raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
+                             "run or model directory")
+        config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
+        config.temperature = config.temperature or run.get("temperature", 1.0)
         model, tokenizer = load_pretrained(model_directory(path), torch.float32, device)
         if config.chat:
             return chat(model, tokenizer, config)
-        if config.data and not config.reward:
-            raise ValueError("--data needs --reward exact or FILE.py:FUNCTION")
-        reward = load_reward(config.reward or "verifier", config.data)
         longest = model.config.max_seq_len - config.max_new_tokens
-        examples = (read_prompts(config.data, config.reward, tokenizer, longest)[:config.problems] if config.data
-                    else held_out_problems(config.problems, tokenizer, longest))
-        reference = config.reference or ("runs/sft" if Path("runs/sft/model/config.json").is_file() else "")
-        reference = load_pretrained(model_directory(reference), torch.float32, device)[0] if reference else None
+        examples, reward = load_examples(path, config, run, tokenizer, longest)
+        length = max(len(e["ids"]) for e in examples) + config.max_new_tokens
+        reference = load_reference(path, config, run, model, tokenizer, length)
 
-    greedy, greedy_responses, *_ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0)
+    greedy, greedy_responses, *_ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
+                                         micro_batch_tokens=config.micro_batch_tokens)
     repeated = [e for e in examples for _ in range(config.samples)]
     rewards, responses, finished, rollouts = answer(
-        model, tokenizer, reward, repeated, config.max_new_tokens, config.temperature, torch_rng(0, 0, "evaluation"))
+        model, tokenizer, reward, repeated, config.max_new_tokens, config.temperature, torch_rng(0, 0, "evaluation"),
+        config.micro_batch_tokens)
     right = [sum(r > 0.5 for r in rewards[i:i + config.samples]) for i in range(0, len(rewards), config.samples)]
     result = {"model": str(path), "problems": len(examples), "greedy": sum(greedy) / len(greedy), "sampled": sum(rewards) / len(rewards)}
     for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.samples):
@@ -116,13 +202,14 @@ def main(argv=None) -> None:
     result["reasons"] = sum("</think>" in tokenizer.decode(r) for r in responses) / len(responses)
     if reference is not None:
         kl = sum(in_micro_batches(lambda tokens, mask: token_kl(model, reference, tokens, mask, config.temperature).sum(1),
-                                  r.tokens, r.mask, 8192).sum().item() for r in rollouts)
+                                  r.tokens, r.mask, config.micro_batch_tokens).sum().item() for r in rollouts)
         result["kl"] = kl / len(responses)                       # nats an answer, exact over the vocabulary
     if config.json:
         print(json.dumps(result))
         return
     for name, value in result.items():
         print(f"{name:10} {value:.3f}" if isinstance(value, float) else f"{name:10} {value}")
+    print("\npass@k: the chance that one of k answers is right, which is: its reward is over 0.5")
     print("\nsampled answers [reward]:")
     for row in zip(repeated[::config.samples][:8], responses[::config.samples], rewards[::config.samples]):
         print("  " + sample_line(tokenizer, *row))

@@ -297,7 +297,7 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
 
 def ipo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor,
              beta: float = 0.1, denominator=None) -> tuple[Tensor, dict]:
-    """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a margin to reach, not to exceed.
+    """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a regression on 1 / (2β).
 
     On the log-probs as given: summed (the paper's) and averaged ones are different losses. Azar et al. 2023 (arXiv:2310.12036), eq. 17.
     """

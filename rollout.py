@@ -34,11 +34,18 @@ class Rollout:
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
 
 
+def stack_rows(parts: list[Tensor]) -> Tensor:
+    """The rows of several batches as one: (b,) each -> (B,); (b, T) each, of several T -> (B, T), padded with 0."""
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    T = max(x.shape[1] for x in parts)
+    return torch.cat([F.pad(x, (0, T - x.shape[1])) for x in parts])
+
+
 def concatenate(rollouts: list[Rollout]) -> Rollout:
     """The rows of several rollouts, as one, padded to the longest."""
-    T = max(rollout.tokens.shape[1] for rollout in rollouts)
     columns = zip(*(vars(rollout).values() for rollout in rollouts))
-    return Rollout(*(torch.cat([F.pad(x, (0, T - x.shape[1])) if x.dim() == 2 else x for x in column]) for column in columns))
+    return Rollout(*(stack_rows(column) for column in columns))
 
 
 def autocast_copy(model: nn.Module) -> nn.Module:

@@ -55,6 +55,9 @@ class Tokenizer:
                 patterns[special, token["normalized"]].append(text)
         self._added_patterns = {key: longest_first(texts) for key, texts in patterns.items()}
         self._special_ids = {token["id"] for token in spec["added_tokens"] if token["special"]}
+        special = [text for text, i in self.added.items() if i in self._special_ids]
+        self._first_characters = sorted({text[0] for text in special})
+        self._token_start = re.compile(f"(?={longest_first(special).pattern}).", re.DOTALL)
         self._bytes, ranks, self._ids = merge_ranks(spec["model"], self.added, file)
         self._missing = bytes(b for b in range(256) if self._ids[ranks[bytes([b])]] is None)
         self._pattern = word_pattern(spec["pre_tokenizer"], file)
@@ -86,18 +89,56 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return max(self._bytes) + 1
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        """Text to ids. The text of a special token becomes that token only with special=True, and plain bytes otherwise."""
+    def encode(self, text: str, special: bool = False, hidden: dict | None = None) -> list[int]:
+        """Text to ids. A special token's text becomes that token only with special=True.
+
+        hidden: what `hide_special_text` gave with the messages that `text` was rendered from."""
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")       # JSON may hold half a surrogate pair
         raw, normalized = self._added_patterns[special, False], self._added_patterns[special, True]
         ids = []
         for i, piece in enumerate(raw.split(text)):                    # text, token, text, ..., text
             for j, part in enumerate([piece] if i % 2 else normalized.split(self._normalize(piece))):
-                ids += [self.added[part]] if i % 2 or j % 2 else self._encode_plain(part)
+                shown = part.translate(hidden) if hidden else part
+                if i % 2 or j % 2:
+                    ids.append(self.added[part])
+                elif shown != part:
+                    ids += self.encode(shown)
+                else:
+                    ids += self._encode_plain(part)
         return ids
 
+    def hide_special_text(self, messages: list[dict]) -> tuple[list[dict], dict[int, str]]:
+        """Messages to render in place of these, and the `hidden` with which to encode the result.
+
+        What people wrote is data: `<|endoftext|>` in a user's turn ends nothing. Of each special
+        token in a message, the first character is replaced by one that occurs nowhere. `encode`
+        finds the template's own tokens, puts the characters back, and encodes what lies between two
+        tokens as one plain text. Messages without such text stay as they are.
+
+        A template that looks for a special token in a message doesn't find it. Half a token in a
+        message, of which the template writes the other half, still becomes one."""
+        written = json.dumps(messages, ensure_ascii=False) + (self.chat_template or "")
+        # characters for private use
+        unused = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in written)
+        stand_ins = {first: next(unused) for first in self._first_characters}
+
+        def hide(value):
+            if isinstance(value, str):
+                # NFC may make a special token's text of what wasn't one
+                normal = self._normalize(value)
+                value = normal if self._token_start.search(normal) else value
+                return self._token_start.sub(lambda match: stand_ins[match.group()], value)
+            if isinstance(value, list):
+                return [hide(item) for item in value]
+            if isinstance(value, dict):
+                return {hide(name): hide(item) for name, item in value.items()}
+            return value
+        return hide(messages), {ord(stand_in): first for first, stand_in in stand_ins.items()}
+
     def _encode_plain(self, text: str) -> list[int]:
-        if not re.search(r"\s{100000}", text):                         # tiktoken's engine panics at a run of a million
+        # tiktoken's engine panics at a run of a million blanks. The search begins only where a run
+        # does: from each of its blanks, it would take quadratic time
+        if not re.search(r"(?<!\s)\s{100000}", text):
             ids = [self._ids[rank] for rank in self.encoding.encode_ordinary(text)]
             if None not in ids:
                 return ids
@@ -192,7 +233,7 @@ def parse_object(data: bytes, file: Path) -> dict:
     """JSON that holds an object, or a ValueError that names the file."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{file}: found {type(value).__name__}, expected a JSON object")

@@ -4,11 +4,14 @@
 
 β log π/π_ref is the reward for which π is the optimal policy under a KL penalty, so fitting preferences fits the policy itself.
 
-    --loss  dpo | ipo (a margin to reach) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
+    --loss  dpo | ipo (pulls the margin to 1 / (2β)) | kto (no pairs: each answer is good or bad) | simpo, orpo (no reference)
 
-Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected ones and the rest goes to tokens
-that neither has: sampled answers then break. So the chosen answers' NLL is added (RPO, Pang et al. 2024, arXiv:2404.19733);
---nll-coef 0 gives each paper's loss alone. KTO, which has no pairs, does without.
+Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected
+ones and the rest goes to tokens that neither has: sampled answers then break. So the chosen
+answers' NLL is added, averaged over all their tokens (RPO, Pang et al. 2024, arXiv:2404.19733,
+averages over each answer first). With --nll-coef 0, DPO's and SimPO's losses are their papers'
+alone. IPO's is on log-probs averaged over each answer, where its paper sums them. ORPO's is no
+longer its paper's, which has that NLL. KTO, which has no pairs, does without.
 
 On the built-in task the pairs are the SFT model's own samples, as for the reward model. The reference never moves and is the
 model at the start, so its log-probs are taken once, before training. KTO's reference point comes from mismatched prompts and answers.
@@ -20,7 +23,8 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, UserError, model_directory, parse, pick_device, script, setting, trained, user_errors
+from common import (Run, RunConfig, model_directory, numpy_rng, parse, pick_device, refuse, script,
+                    setting, trained, user_errors)
 from data import held_out_problems, sum_reward, take
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
@@ -36,7 +40,7 @@ NLL_COEF = {"dpo": 1.0, "ipo": 1.0, "kto": 0.0, "simpo": 1.0, "orpo": 1.0}
 class Config(RunConfig):
     algorithm: ClassVar[str] = "dpo"
     loss: str = setting("dpo", "preference loss", choices=tuple(BETA))
-    steps: int = setting(80, "updates", low=1)
+    steps: int = setting(80, "steps, of one update each", low=1)
     batch_size: int = setting(64, "pairs a step", low=2)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=2)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
@@ -50,6 +54,33 @@ class Config(RunConfig):
     eval_every: int = setting(40, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(40, "steps between checkpoints; 0: only at the end", low=0)
 
+    def check(self, given: dict) -> None:
+        """Refuse flags that have no effect."""
+        if self.data:
+            refuse(given, "pairs", "max_new_tokens", why="with --data, where no pairs are sampled")
+        for loss, names in {"dpo": ("label_smoothing",), "simpo": ("gamma",), "kto": ("desirable_weight", "undesirable_weight")}.items():
+            if self.loss != loss:
+                refuse(given, *names, why=f"with --loss {self.loss}: it is for --loss {loss}")
+
+
+def mismatched_answers(pairs: list[dict], source: str, rng) -> list[list[int]]:
+    """For each pair a random answer, chosen or rejected, to another prompt. KTO's reference point,
+    max(0, E[log π/π_ref]), is estimated on these. ValueError if there is one prompt only."""
+    answers = {}
+    for pair in pairs:
+        answers.setdefault(tuple(pair["prompt"]), []).extend((pair["chosen"], pair["rejected"]))
+    prompts, mismatched = list(answers), []
+    if len(prompts) == 1:
+        raise ValueError(f"{source}: all pairs have one prompt, and --loss kto needs answers to "
+                         "others")
+    for pair in pairs:
+        # any prompt but the last, which takes the place of the pair's own
+        other = prompts[rng.integers(len(prompts) - 1)]
+        if other == tuple(pair["prompt"]):
+            other = prompts[-1]
+        mismatched.append(answers[other][rng.integers(len(answers[other]))])
+    return mismatched
+
 
 def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
@@ -59,24 +90,24 @@ def main(argv=None) -> None:
 
     # 1. The policy, pairs, and the reference's log-probs of their answers: (2, P), summed
     with user_errors():
-        if config.label_smoothing and config.loss != "dpo":
-            raise UserError(f"--label-smoothing is for --loss dpo, found --loss {config.loss}")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         run.note(model=start, data=config.data)
         train, held_out = load_pairs(config, policy, tokenizer, run)
         longest = policy.config.max_seq_len - config.max_new_tokens
         problems = None if config.data else held_out_problems(config.eval_problems, tokenizer, longest)
+        sides = ("chosen", "rejected")
+        if config.loss == "kto":
+            sides += ("mismatched",)
+            rng = numpy_rng(config.seed, 0, "mismatched")
+            others = mismatched_answers(train, config.data or "the sampled pairs", rng)
+            for pair, other in zip(train, others):
+                pair["mismatched"] = other[:policy.config.max_seq_len - len(pair["prompt"])]
 
     def answer_log_probs(tokens, mask):
         """log π(answer | prompt), summed over the answer. (rows, T) -> (rows,)"""
         return token_log_probs(policy, tokens, mask).sum(1)
 
-    sides = ("chosen", "rejected")
-    if config.loss == "kto":                             # an answer to another prompt: what KTO estimates KL(π‖ref) from
-        sides += ("mismatched",)
-        for pair, other in zip(train, train[1:] + train[:1]):
-            pair["mismatched"] = other["chosen"][:policy.config.max_seq_len - len(pair["prompt"])]
     for part, part_sides in ((train, sides), (held_out, sides[:2])):
         for i in range(0, len(part), 512):
             tokens, mask = pad_pairs(part[i:i + 512], device, part_sides)
@@ -87,7 +118,8 @@ def main(argv=None) -> None:
     parts = {"policy": policy, "optimizer": optimizer}
     first_step, _ = run.start(parts)
     if first_step == 0 and config.eval_every and not config.data:
-        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
+        run.sample(0, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                micro_batch_tokens=config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
@@ -139,7 +171,8 @@ def main(argv=None) -> None:
                 right += (h[0] > h[1]).sum().item()
             row["eval_pairs"] = right / len(held_out)
             if not config.data:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, problems, config.max_new_tokens,
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{totals['loss']:.3f}", "chosen_logp": f"{totals['chosen_logp']:.2f}"})
         run.save(step, parts)
 

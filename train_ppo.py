@@ -10,6 +10,7 @@ task's exact check (--reward verifier), or your function's. One epoch of one min
 Left out of the papers: the pretraining loss of InstructGPT (PPO-ptx), an entropy bonus, value heads that share the policy's trunk.
 """
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,13 +20,14 @@ import torch
 import train_rm
 import train_sft
 from advantages import gae, token_rewards, whiten
-from common import Run, RunConfig, UserError, model_directory, parse, pick_device, script, setting, torch_rng, trained, user_errors
+from common import Run, RunConfig, UserError, model_directory, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
 from data import load_prompts, load_reward, reward_answers, sum_reward
 from evaluate import evaluate
 from losses import adaptive_kl_coef, count_for, kl_k1, kl_k3, masked_mean, ppo_policy_loss, value_loss
 from model import ScalarModel
 from pretrained import load_pretrained, load_scalar_model
 from rollout import autocast_copy, generate, in_micro_batches, micro_batches, sequence_scores, summed, token_kl, token_log_probs, token_values
+from tokenizer import same_tokenizer
 
 
 @dataclass(kw_only=True)
@@ -54,6 +56,25 @@ class Config(RunConfig):
     ref_ema: float = setting(0.0, "the reference follows: ref = ema * ref + (1 - ema) * policy; 0: frozen", low=0.0, high=1.0)
     ref_sync: int = setting(0, "the reference becomes a copy of the policy every N steps; 0: frozen", low=0)
 
+    def check(self, given: dict) -> None:
+        """Refuse what makes no sense together, and flags that have no effect."""
+        if self.reward and self.reward_model:
+            raise UserError("--reward and --reward-model are both given, expected one")
+        if self.ref_ema and self.ref_sync:
+            raise UserError("--ref-ema and --ref-sync are both given, expected one")
+        if self.ref_ema == 1:
+            raise UserError("--ref-ema 1 keeps the reference as it is, expected less than 1")
+        if self.epochs * self.minibatches == 1:
+            refuse(given, "clip", "value_clip", why="with one update a step: policy and values are still the old ones")
+        if self.kl_coef == 0:
+            refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
+        if not self.kl_target:
+            refuse(given, "kl_horizon", why="without --kl-target")
+        if self.reward:
+            refuse(given, "unfinished_score", why="with --reward, which scores cut-off answers itself")
+        elif self.data:
+            refuse(given, "eval_every", "eval_problems", why="with --data and a reward model: nothing says which answers are right")
+
 
 def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
@@ -61,26 +82,30 @@ def main(argv=None) -> None:
 
     # 1. Four models: the actor (policy) and the critic learn; the reference and the reward model do not
     with user_errors():
-        if config.reward and config.reward_model:
-            raise UserError("--reward and --reward-model are both given, expected one")
-        if config.ref_ema and config.ref_sync:
-            raise UserError("--ref-ema and --ref-sync are both given, expected one")
         start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         run.note(model=start, data=config.data)
         reward, reward_model = load_reward(config.reward, config.data) if config.reward else None, None
+
+        def load_scores(role, path):
+            """A reward model or critic that reads the policy's tokens."""
+            model, its_tokenizer = load_scalar_model(path, torch.float32, device)
+            if not same_tokenizer(tokenizer, its_tokenizer):
+                raise UserError(f"--{role.replace('_', '-')} {path}: its tokenizer is not that of the policy ({start}), "
+                                "expected the same")
+            run.note(**{role: path})
+            return model
+
         if not config.reward:
             path = model_directory(config.reward_model or trained("runs/rm", train_rm.main, config))
-            reward_model = load_scalar_model(path, torch.float32, device)[0]
-            run.note(reward_model=path)
+            reward_model = load_scores("reward_model", path)
         # the critic starts where it knows most: as the reward model if there is one, else as the policy's trunk with values of 0
         if config.critic not in ("", "policy"):
-            path = model_directory(config.critic)
-            critic = load_scalar_model(path, torch.float32, device)[0]
-            run.note(critic=path)
+            critic = load_scores("critic", model_directory(config.critic))
         else:
             critic = copy.deepcopy(reward_model) if reward_model and not config.critic else ScalarModel(policy)
-        batch, held_out = load_prompts(config, tokenizer, policy.config.max_seq_len)
+        contexts = [model.config.max_seq_len for model in (policy, critic, reward_model) if model]
+        batch, held_out = load_prompts(config, tokenizer, min(contexts))
     moves = config.ref_ema or config.ref_sync                             # by steps that bfloat16 would swallow
     reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)
     reward_model = reward_model and autocast_copy(reward_model).requires_grad_(False)
@@ -91,14 +116,15 @@ def main(argv=None) -> None:
     first_step, values = run.start(parts, kl_coef=config.kl_coef)
     kl_coef = values["kl_coef"]
     if first_step == 0 and config.eval_every and (reward or not config.data):
-        run.sample(0, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
+        run.sample(0, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature,
+                                config.micro_batch_tokens))
 
     for step in run.steps(first_step):
         started = time.perf_counter()
         # 2. Rollout: an answer to each prompt
         examples = batch(step)
         rollout = generate(policy, [e["ids"] for e in examples], config.max_new_tokens, tokenizer.stop_ids, config.temperature,
-                           torch_rng(config.seed, step, "sampling"))
+                           torch_rng(config.seed, step, "ppo sampling"), micro_batch_tokens=config.micro_batch_tokens)
         tokens, mask, size = rollout.tokens, rollout.mask, config.micro_batch_tokens                     # (B, T)
         if reward_model:
             scores = in_micro_batches(lambda *rows: sequence_scores(reward_model, *rows), tokens, mask, size)
@@ -111,7 +137,7 @@ def main(argv=None) -> None:
         old_logp = in_micro_batches(lambda *rows: token_log_probs(policy, *rows, config.temperature), tokens, mask, size)
         old_values = in_micro_batches(lambda *rows: token_values(critic, *rows), tokens, mask, size)
         few = slice(0, 32)                                            # of the exact KL, which takes both models' logits
-        exact_kl = masked_mean(token_kl(policy, reference, tokens[few], mask[few], config.temperature), mask[few]).item()
+        exact_kl = in_micro_batches(lambda *rows: token_kl(policy, reference, *rows, config.temperature), tokens[few], mask[few], size)
 
         # 4. Rewards a token, advantages, and the critic's targets, which are made of raw advantages and not of whitened ones.
         # A cut-off answer ends like any other: its score already says so, so there is no bootstrap
@@ -124,7 +150,7 @@ def main(argv=None) -> None:
         # 5. Updates. Averages are the mini-batch's, whatever the micro-batches: hence the denominator
         stats, grad_norms, n_scored = {}, [], mask.sum() * config.epochs
         for epoch in range(config.epochs):
-            order = torch.randperm(len(scores), generator=torch_rng(config.seed, step, f"epoch {epoch}")).to(device)
+            order = torch.randperm(len(scores), generator=torch_rng(config.seed, step, f"ppo epoch {epoch}")).to(device)
             for rows in order.chunk(config.minibatches):
                 denominator = count_for(mask[rows], "token-mean")
                 for micro, T in micro_batches(mask[rows], size):
@@ -150,26 +176,30 @@ def main(argv=None) -> None:
 
         # 6. The reference and β move if they were told to
         answer_kl = kl_k1(old_logp, ref_logp).sum(1).mean().item()                                       # nats an answer
+        next_kl_coef = kl_coef
         if config.kl_target:
-            kl_coef = adaptive_kl_coef(kl_coef, answer_kl, config.kl_target, len(scores), config.kl_horizon)
+            next_kl_coef = adaptive_kl_coef(kl_coef, answer_kl, config.kl_target, len(scores), config.kl_horizon)
         if config.ref_ema or config.ref_sync and (step + 1) % config.ref_sync == 0:
             for p_ref, p in zip(reference.parameters(), policy.parameters()):
                 p_ref.data.lerp_(p.data, 1 - config.ref_ema)                                             # ema 0: a copy
         seconds = time.perf_counter() - started
 
         # 7. What people see
-        row = {"step": step + 1, "reward": scores.mean().item(), "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(), "kl_exact": exact_kl,
-               "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""),
+        row = {"step": step + 1, "reward": scores.mean().item(), "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(),
+               "kl_exact": masked_mean(exact_kl, mask[few]).item(), "answer_kl": answer_kl, "kl_coef": kl_coef, "entropy": stats.get("entropy", ""),
                "response_length": mask.sum(1).float().mean().item(), "finished": rollout.finished.float().mean().item(),
                "samples": len(scores), "clip_fraction": stats.get("clip_fraction", 0.0), "approx_kl": stats.get("approx_kl", 0.0),
                "value_error": stats["value_error"], "value_clip_fraction": stats["value_clip_fraction"], "explained_variance": explained_variance,
+               "updates": sum(0 < norm < math.inf for norm in grad_norms),
                "grad_norm": sum(grad_norms) / max(len(grad_norms), 1), "tokens_per_second": mask.sum().item() / seconds, "seconds": seconds,
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every) and (reward or not config.data):
             # on a reward model, what counts is still the truth: the verifier of the built-in task
-            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature))
+            row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature,
+                                             config.micro_batch_tokens))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}"})
+        kl_coef = next_kl_coef
         run.save(step, parts, kl_coef=kl_coef)
 
     run.finish(policy, tokenizer, {

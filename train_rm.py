@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, script, setting, torch_rng, trained, user_errors
+from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
 from data import encode, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
 from evaluate import answer
 from losses import reward_model_loss
@@ -25,7 +25,7 @@ from rollout import micro_batches, sequence_scores, summed
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "rm"
-    steps: int = setting(100, "updates", low=1)
+    steps: int = setting(100, "steps, of one update each", low=1)
     batch_size: int = setting(64, "pairs a step", low=1)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=1)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
@@ -33,8 +33,14 @@ class Config(RunConfig):
     eval_every: int = setting(50, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(50, "steps between checkpoints; 0: only at the end", low=0)
 
+    def check(self, given: dict) -> None:
+        """Refuse flags that have no effect."""
+        if self.data:
+            refuse(given, "pairs", "max_new_tokens", why="with --data, where no pairs are sampled")
 
-def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False) -> list[dict]:
+
+def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held_out: bool = False,
+                 micro_batch_tokens: int = 8192) -> list[dict]:
     """n pairs for the built-in task: two samples for one prompt, of which the verifier calls one right and the other wrong.
 
     {"prompt", "chosen", "rejected"}: ids, stop token included. Cut-off answers are left out: they can't be told from unfinished ones."""
@@ -43,7 +49,7 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
         problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
         examples = [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems for _ in range(2)]
         rewards, responses, finished, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
-                                                 torch_rng(seed, block, f"pairs {held_out}"))
+                                                 torch_rng(seed, block, f"pairs {held_out}"), micro_batch_tokens)
         for i in range(0, len(examples), 2):
             if finished[i] and finished[i + 1] and rewards[i] != rewards[i + 1]:
                 right, wrong = (i, i + 1) if rewards[i] else (i + 1, i)
@@ -59,7 +65,8 @@ def sampled_pairs(config, policy, tokenizer) -> str:
     Texts to look at, whether it is held out, and the ids that are learned from."""
     lines = []
     for held_out, n, seed in ((False, config.pairs, config.seed), (True, config.eval_problems, 0)):
-        for ids in sample_pairs(policy, tokenizer, n, seed, config.max_new_tokens, held_out):
+        for ids in sample_pairs(policy, tokenizer, n, seed, config.max_new_tokens, held_out,
+                                config.micro_batch_tokens):
             # The answers' texts are without the stop token.
             chosen, rejected = (tokenizer.decode(ids[side][:-1]) for side in ("chosen", "rejected"))
             row = {"prompt": tokenizer.decode(ids["prompt"]), "chosen": chosen,
@@ -79,10 +86,19 @@ def load_pairs(config, policy, tokenizer, run) -> tuple[list[dict], list[dict]]:
     examples = encode(read_jsonl(config.data, ("prompt", "chosen", "rejected")), config.data, lambda e: {
         "prompt": encode_prompt(tokenizer, e["prompt"]),
         **{side: encode_completion(tokenizer, e["prompt"], e[side]) for side in ("chosen", "rejected")}})
-    return hold_out(usable(examples, config.data, lambda e: "chosen equal to rejected" if e["chosen"] == e["rejected"]
-                           else "empty prompt" if not e["prompt"] else "empty answer" if min(len(e["chosen"]), len(e["rejected"])) < 2
-                           else f"longer than the context of {context} tokens"
-                           if len(e["prompt"]) + max(len(e["chosen"]), len(e["rejected"])) > context else ""), config.eval_problems)
+
+    def reason_not(pair) -> str:
+        lengths = len(pair["chosen"]), len(pair["rejected"])
+        if pair["chosen"] == pair["rejected"]:
+            return "chosen equal to rejected"
+        if not pair["prompt"]:
+            return "empty prompt"
+        if min(lengths) < 2:
+            return "empty answer"
+        too_long = len(pair["prompt"]) + max(lengths) > context
+        return f"longer than the context of {context} tokens" if too_long else ""
+    examples = usable(examples, config.data, reason_not)
+    return hold_out(examples, config.data, config.eval_problems)
 
 
 def pad_pairs(pairs: list[dict], device, sides=("chosen", "rejected")):

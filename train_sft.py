@@ -30,7 +30,7 @@ SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
     model: str = setting("", "a Hugging Face or run directory to start from, instead of a new small model")
-    steps: int = setting(1000, "updates", low=1)
+    steps: int = setting(1000, "steps, of one update each", low=1)
     batch_size: int = setting(64, "examples a step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
@@ -55,13 +55,15 @@ def main(argv=None) -> None:
         context = policy.config.max_seq_len
         run.note(data=config.data)
         if config.data:
-            train, held_out = hold_out(read_demonstrations(config.data, tokenizer, context), config.eval_problems)
+            examples = read_demonstrations(config.data, tokenizer, context)
+            train, held_out = hold_out(examples, config.data, config.eval_problems)
             batch = lambda step: [e["turns"] for e in take(train, config.batch_size, config.seed, step)]
         else:
             held_out = held_out_problems(config.eval_problems, tokenizer, context - MAX_NEW_TOKENS)
 
             def batch(step):
-                rng, reason_share = numpy_rng(config.seed, step, "prompts"), 1.0 if step < 0.65 * config.steps else REASON_SHARE
+                rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
+                reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE
                 return [(encode_prompt(tokenizer, p["prompt"]),
                          tokenizer.encode(demonstration(p["prompt"], rng.random() < reason_share)) + [tokenizer.eos_id])
                         for p in sum_problems(config.batch_size, rng)]
@@ -95,7 +97,8 @@ def main(argv=None) -> None:
                 logp = in_micro_batches(lambda *batch: token_log_probs(policy, *batch), tokens, mask, config.micro_batch_tokens)
                 row["eval_loss"] = sft_loss(logp, mask)[0].item()
             else:
-                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS))
+                row |= run.sample(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out, MAX_NEW_TOKENS,
+                                                      micro_batch_tokens=config.micro_batch_tokens))
         run.log(row, {"loss": f"{loss:.3f}", "tok/s": f"{row['tokens_per_second']:,.0f}"})
         run.save(step, parts)
 

@@ -1,18 +1,21 @@
 """How far a training step is from the machine's limit, and how its cost grows: forward, backward and update of `token_log_probs`.
 
-    python benchmarks/training_speed.py --model SmolLM2-135M                    one size, as a share of the limit
-    python benchmarks/training_speed.py --growth docs/growth.png                small models, one size varied at a time: a figure
+    python benchmarks/training_speed.py --model SmolLM2-135M      one size, as a share of the limit
+    python benchmarks/training_speed.py --growth FIGURE.png       small models, one size varied
+    ... --growth FIGURE.png --out NUMBERS.json --figures          draws it again, measures nothing
 
 All tokens of a row but the first quarter are answer tokens, which get logits.
 """
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 
 from bench import BenchConfig, clock, interleaved, limits, product_dtype, report, training_limit
 
 import torch
 
-from common import parse, pick_device, script, setting
+from common import UserError, parse, pick_device, save_figure, script, setting
 from model import ModelConfig, Transformer
 from pretrained import load_pretrained
 from rollout import token_log_probs
@@ -28,6 +31,7 @@ class Config(BenchConfig):
     rows: int = setting(16, "rows at once", low=1)
     tokens: int = setting(256, "tokens a row", low=4)
     growth: str = setting("", "draw how the cost grows into this file, instead")
+    figures: bool = setting(False, "measure nothing: draw --growth again from the numbers in --out")
     repeats: int = setting(5, "timed turns; the median counts", low=1)
 
 
@@ -56,7 +60,7 @@ def measure(model, rows: int, length: int, rate: float, device, repeats: int) ->
             "tokens/s": rows * length / seconds, "limit (s)": limit, "of the limit": limit / seconds}
 
 
-def draw(table: list[dict], file: str) -> None:
+def draw(table: list[dict], file: str | Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -71,11 +75,15 @@ def draw(table: list[dict], file: str) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
     axes[0].legend(fontsize=8)
-    figure.savefig(file, dpi=110)
+    save_figure(figure, file, [table, GROWTH, draw], dpi=110)
 
 
 def main() -> None:
     config = parse(Config, __doc__)
+    if config.figures:
+        if not (config.growth and config.out):
+            raise UserError("--figures needs --growth and --out")
+        return draw(json.loads(Path(config.out).read_text())["rows"], config.growth)
     device = pick_device(config)
     rate, _ = limits(device, product_dtype(device))
     torch.manual_seed(0)

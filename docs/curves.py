@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from common import read_csv, read_metrics  # noqa: E402
+from common import read_csv, read_metrics, save_figure  # noqa: E402
 
 PICTURES, RUNS_PATH = ROOT / "docs" / "curves", ROOT / "runs" / "curves"
 COMMON = "--eval-problems 128 --save-every 0"
@@ -47,7 +47,7 @@ LEFT_OUT = ("seconds", "samples", "kl_coef")                     # of the column
 REWARD, KL = ("reward", "reward", "linear"), ("exact KL (nats a token)", "kl_exact", "log")
 ENTROPY = ("entropy (nats a token)", "entropy", "log")
 FIGURES = {
-    "updates": ("GRPO: how far an update goes",
+    "updates": ("GRPO: how far a step goes",
                 {"default: lr 2e-4, 2 updates a step": "grpo", "--lr 2e-3": "grpo_lr_10x", "--epochs 4: 8 updates": "grpo_4_epochs",
                  "--minibatches 1: 1 update": "grpo_1_update"}, [REWARD, KL, ENTROPY, ("clip fraction", "clip_fraction", "linear")]),
     "samples": ("GRPO: what the samples can teach",
@@ -80,7 +80,7 @@ def run_what_is_missing() -> None:
 
 
 def export() -> None:
-    """curves.csv: a row for each update of each run, four digits."""
+    """curves.csv: a row for each step of each run, four digits."""
     rows = []
     for name in RUNS:
         rows += [{"run": name, "step": row.pop("step"), **{c: v and f"{float(v):.4g}" for c, v in row.items() if c not in LEFT_OUT}}
@@ -92,7 +92,8 @@ def export() -> None:
         writer.writerows(rows)
 
 
-def draw() -> None:
+def draw(folder: Path = PICTURES) -> None:
+    """The figures, from curves.csv alone."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -111,7 +112,7 @@ def draw() -> None:
             axis.grid(alpha=0.3)
         figure.suptitle(title, fontsize=12)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), fontsize=10, frameon=False)
-        figure.savefig(PICTURES / f"{file}.png", dpi=85)
+        save_figure(figure, folder / f"{file}.png", [rows, FIGURES[file], draw], dpi=85)
         plt.close(figure)
 
 

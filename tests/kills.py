@@ -44,7 +44,7 @@ RUNS = {"sft": (train_sft, ["--model", "random", "--data", "sft.jsonl", "--steps
         "rm on sampled pairs": (train_rm, [*PAIRS, "--pairs", "40", "--eval-problems", "8"])}
 
 
-def sample_pairs(policy, tokenizer, n, seed, max_new_tokens, held_out=False):
+def sample_pairs(policy, tokenizer, n, seed, max_new_tokens, held_out=False, micro_batch_tokens=0):
     """In place of train_rm's: the tiny model is never right."""
     pairs = []
     for i in range(n):

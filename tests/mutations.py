@@ -4,7 +4,8 @@
     python tests/mutations.py 13 24          only these numbers
     python tests/mutations.py --table        also write docs/MISTAKES.md from what was found
 
-A mutation is a replacement of one piece of source, which must occur exactly once. All of these were found in public code.
+A mutation is a replacement of one piece of source, which must occur exactly once. Those up to 32 were found in public code; from
+33 on they were found here, or made up to see whether a script's own lines are tested.
 """
 import os
 import re
@@ -15,6 +16,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,7 +74,8 @@ MUTATIONS = [
     Mutation("16", "The score on the last column instead of the last action", "short answers get no reward at all", "huggingface/trl#3750", "advantages.py",
              "is_last = mask & (actions_left == 1)", "is_last = torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1", "test_losses.py"),
     Mutation("17", "A cut-off answer is verified like a finished one", "the model learns that it need not end", "huggingface/trl#1536", "data.py",
-             "return [score * end for score, end in zip(scores, finished)] if reward is sum_reward else scores", "return scores", "test_data.py"),
+             "scores = [score * end for score, end in zip(scores, finished)]", "pass",
+             "test_data.py"),
     Mutation("18", "GAE does not skip holes", "a tool's output between two actions adds discounting and zero values", "", "advantages.py",
              "next_value = torch.where(mask[:, t], values[:, t], next_value)", "next_value = values[:, t]", "test_losses.py"),
     Mutation("19", "The critic's targets from whitened advantages", "the critic learns a moving, unitless target", "", "train_ppo.py",
@@ -93,7 +96,7 @@ MUTATIONS = [
              "clip_low, clip_high, 0.0, mode, denominator)", "clip_low, clip_high, 0.0, mode)", "test_scripts.py"),
     Mutation("25b", "The same in SFT", "as above", "huggingface/trl#2995", "train_sft.py", "denominator=mask.sum())", "denominator=mask[rows].sum())", "test_scripts.py"),
     Mutation("26", "Dr. GRPO that still divides by each answer's length", "only one of its two changes: the length bias stays", "", "train_grpo.py",
-             '("seq-sum" if config.advantage == "dr_grpo"', '("seq-mean" if config.advantage == "dr_grpo"', "test_scripts.py"),
+             '"dr_grpo":      ("grpo",      "seq-sum",', '"dr_grpo":      ("grpo",      "seq-mean",', "test_steps.py::test_grpo"),
     Mutation("27", "IPO on summed log-probs where averaged ones are meant", "the margin to reach depends on the answers' lengths", "huggingface/trl#1677", "train_dpo.py",
              "ipo_loss(chosen / n_chosen, rejected / n_rejected, ref_chosen / n_chosen, ref_rejected / n_rejected, beta, P)", "ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, P)", "test_scripts.py"),
     Mutation("28", "No warm-up: the critic's noise moves the policy", "garbage advantages wreck the policy before the critic has learned", "CarperAI/trlx#345", "train_ppo.py",
@@ -106,6 +109,114 @@ MUTATIONS = [
              "return reward_model(tokens).gather(1, row_lengths(mask)[:, None] - 1).squeeze(1)", "return reward_model(tokens)[:, -1]", "test_rollout.py"),
     Mutation("32", "The reference is the policy itself", "KL is 0 for ever", "", "train_grpo.py",
              "reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)", "reference = policy", "test_scripts.py"),
+    # ------------------------------------------------------------ in the scripts' own lines
+    Mutation("33", "A run that another one trains first leaves its own precision behind",
+             "what runs is not what config.json says", "", "common.py",
+             "        pick_device(config)                                     # the nested run",
+             "        pass                                     # the nested run",
+             "test_runs.py test_scripts.py"),
+    Mutation("34", "No signal taken from equal rewards, whatever the advantage",
+             "ReMax and REINFORCE++ throw groups away that they would learn from",
+             "", "train_grpo.py",
+             "no_signal = (advantages == 0).view(len(rewards) // G, -1).all(1)",
+             "no_signal = (rewards.view(-1, G) == rewards.view(-1, G)[:, :1]).all(1)",
+             "test_steps.py::test_grpo"),
+    Mutation("39", "One noise for every pass over a step's answers",
+             "each pass makes the same mini-batches", "", "train_grpo.py",
+             'f"grpo epoch {epoch}"',
+             '"grpo epoch"', "test_steps.py::test_grpo"),
+    Mutation("41", "Momentum without a gradient",
+             "weights move on where nothing was learned", "", "common.py",
+             "if 0 < norm < math.inf:\n            optimizer.step()",
+             "if norm < math.inf:\n            optimizer.step()", "test_scripts.py test_steps.py"),
+    Mutation("42a", "The training pass without the sampling temperature",
+             "the ratio is not 1 at first; another policy is trained than sampled",
+             "", "train_grpo.py",
+             "token_log_probs(policy, tokens[micro, :T], m, config.temperature, "
+             "with_entropy=True)",
+             "token_log_probs(policy, tokens[micro, :T], m, 1.0, with_entropy=True)",
+             "test_steps.py::test_grpo"),
+    Mutation("42b", "The reference without the sampling temperature",
+             "a KL between policies that nothing sampled from", "", "train_grpo.py",
+             "lambda *rows: token_log_probs(model, *rows, config.temperature)",
+             "lambda *rows: token_log_probs(model, *rows, config.temperature if model is policy "
+             "else 1.0)", "test_steps.py::test_grpo"),
+    Mutation("42c", "ReMax's baseline is the greedy answer to another prompt",
+             "more variance than without a baseline", "", "train_grpo.py",
+             "greedy_scores += answers(prompts, i, 0)[1]",
+             "greedy_scores += answers(prompts[1:] + prompts[:1], i, 0)[1]",
+             "test_steps.py::test_grpo"),
+    Mutation("42d", "Dynamic sampling keeps the first groups instead of those with a signal",
+             "it samples more, and learns from as little as before", "", "train_grpo.py",
+             "used.view(-1, G)[~no_signal][:config.prompts_per_step]",
+             "used.view(-1, G)[:config.prompts_per_step]", "test_steps.py::test_grpo"),
+    Mutation("42e", "The adaptive β turned round",
+             "β grows where KL is small: nothing is learned, or all is lost", "", "train_grpo.py",
+             "adaptive_kl_coef(kl_coef, answer_kl, config.kl_target,",
+             "adaptive_kl_coef(kl_coef, config.kl_target, answer_kl or 1e-9,",
+             "test_steps.py::test_grpo"),
+    Mutation("42f", "clip_low and clip_high swapped",
+             "invisible while they are equal: DAPO's higher clip is a lower one",
+             "", "train_grpo.py",
+             "grpo_loss(logp, old, None, A, m, clip_low, clip_high,",
+             "grpo_loss(logp, old, None, A, m, clip_high, clip_low,", "test_steps.py::test_grpo"),
+    Mutation("42g", "--ref-sync N copies the policy at every step",
+             "KL is near 0 for ever", "", "train_grpo.py",
+             "config.ref_sync and (step + 1) % config.ref_sync == 0:",
+             "config.ref_sync:", "test_steps.py::test_grpo"),
+    Mutation("42h", "PPO without any KL penalty",
+             "the score rises, and the answers leave the language", "", "train_ppo.py",
+             "token_rewards(scores, old_logp, ref_logp, mask, kl_coef)",
+             "token_rewards(scores, old_logp, old_logp, mask, kl_coef)", "test_steps.py::test_ppo"),
+    Mutation("42i", "γ and λ swapped",
+             "with γ = 1, as usual, λ does nothing and rewards are discounted", "", "train_ppo.py",
+             "gae(rewards, old_values, mask, config.gamma, config.lam)",
+             "gae(rewards, old_values, mask, config.lam, config.gamma)", "test_steps.py::test_ppo"),
+    Mutation("42j", "KTO's reference point with its sign turned",
+             "clamped to 0 wherever the policy has moved: KTO without its point",
+             "", "train_dpo.py",
+             "kto_point = (logp - ref_logp[2]).mean()",
+             "kto_point = (ref_logp[2] - logp).mean()", "test_steps.py::test_preferences"),
+    Mutation("42k", "SimPO on summed log-probs",
+             "long answers have the larger margins", "", "train_dpo.py",
+             "simpo_loss(chosen / n_chosen, rejected / n_rejected,",
+             "simpo_loss(chosen, rejected,", "test_steps.py::test_preferences"),
+    Mutation("42l", "KL in the reward, and in the loss as well",
+             "β is paid twice", "", "train_grpo.py",
+             "if kl_coef and not kl_in_reward:",
+             "if kl_coef:", "test_steps.py::test_grpo"),
+    Mutation("42m", "The reference's moving average with its weights swapped",
+             "the reference is nearly the policy: KL is near 0 for ever", "", "train_ppo.py",
+             "p_ref.data.lerp_(p.data, 1 - config.ref_ema)",
+             "p_ref.data.lerp_(p.data, config.ref_ema)", "test_steps.py::test_ppo"),
+    Mutation("42n", "Values are clipped around themselves",
+             "the clip of the values does nothing", "", "train_ppo.py",
+             "value_loss(new_values, old_values[micro, :T],",
+             "value_loss(new_values, new_values.detach(),", "test_steps.py::test_ppo"),
+    Mutation("42o", "The critic at the actor's learning rate",
+             "it is always behind; λ below 1 is biased", "", "train_ppo.py",
+             "lr=config.critic_lr",
+             "lr=config.lr", "test_steps.py::test_ppo"),
+    Mutation("42p", "The mean of each pair's NLL in place of all tokens'",
+             "tokens of short answers weigh more", "", "train_dpo.py",
+             "loss = loss - nll_coef * chosen.sum() / mask[0].sum()",
+             "loss = loss - nll_coef * (chosen / n_chosen).sum() / P",
+             "test_steps.py::test_preferences"),
+    Mutation("42q", "A learning rate that never falls",
+             "the last steps are noise", "", "train_dpo.py",
+             'group["lr"] = config.lr * (1 - step / config.steps)',
+             'group["lr"] = config.lr', "test_steps.py::test_preferences"),
+    Mutation("42r", "Gradients are not cleared between updates",
+             "every update repeats all before it", "", "common.py",
+             "        optimizer.zero_grad()\n",
+             "", "test_steps.py"),
+    Mutation("42s", "Old log-probs taken anew before each pass",
+             "the ratio is 1 at the start of each pass: nothing holds the policy back",
+             "", "train_ppo.py",
+             "            order = torch.randperm(len(scores),",
+             "            old_logp = in_micro_batches(lambda *rows: token_log_probs(policy, "
+             "*rows, config.temperature), tokens, mask, size)\n            order = "
+             "torch.randperm(len(scores),", "test_steps.py::test_ppo"),
 ]
 
 
@@ -126,7 +237,7 @@ def failing_test(tests: str, mutation: Mutation | None = None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    wanted = [m for m in MUTATIONS if not (names := [a for a in arguments if a != "--table"]) or m.name in names or m.name.rstrip("ab") in names]
+    wanted = [m for m in MUTATIONS if not (names := [a for a in arguments if a != "--table"]) or m.name in names or m.name.rstrip(ascii_lowercase) in names]
     for m in wanted:
         if (count := (ROOT / m.file).read_text(encoding="utf-8").count(m.old)) != 1:
             raise SystemExit(f"mutation {m.name}: its text occurs {count} times in {m.file}, expected once")
@@ -157,7 +268,8 @@ def links(seen: str) -> str:
 
 TEXT = """# What goes wrong in implementations of these algorithms
 
-Each of these mistakes was found in public code that people learn from and train with; where a thread is known, it is linked. None
+Each of these mistakes up to 32 was found in public code that people learn from and train with; where a thread is known, it is
+linked. Those from 33 on were found in this project's own first versions, or made up to see whether its tests would notice. None
 of them crashes: training runs, curves move, and the result is a little or very wrong. Here each is made on purpose in a copy of this
 project, and the test in the last column is the first to fail. `python tests/mutations.py --table` does that, and writes this page.
 

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ import train_rm
 import train_sft
 from common import script
 from conftest import CHAT_TEMPLATE
-from model import ScalarModel
+from model import ScalarModel, Transformer
 from pretrained import load_pretrained, save_pretrained
+from tokenizer import Tokenizer, builtin_tokenizer
 
 SFT, RM, DPO, GRPO, PPO = train_sft, train_rm, train_dpo, train_grpo, train_ppo
 SCRIPTS = [SFT, RM, DPO, GRPO, PPO]
@@ -29,6 +31,7 @@ def good(n: int) -> list[str]:
 
 
 DATA = {                                   # name: a JSONL file's bytes
+    "deep": b'{"prompt": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "empty": b"", "blank": b"\n \n\n", "binary": bytes(range(256)), "latin1": '{"prompt": "é"}'.encode("latin-1"),
     "utf16": '{"prompt": "a"}'.encode("utf-16"),
     "cut": "\n".join([*good(20), '{"prompt": "a", "compl', *good(3)]).encode(),
@@ -81,6 +84,7 @@ def bad(place, tmp_path_factory):
     model("short", max_position_embeddings=16)
     (model("no_config") / "config.json").unlink()
     (model("config_list") / "config.json").write_text("[]")
+    (model("config_deep") / "config.json").write_text("[" * 100_000 + "]" * 100_000)
     (model("config_cut") / "config.json").write_text('{"model_type": "lla')
     (model("no_weights") / "model.safetensors").unlink()
     (model("no_tokenizer") / "tokenizer.json").unlink()
@@ -88,6 +92,12 @@ def bad(place, tmp_path_factory):
     (model("chats") / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     # as Qwen3's: of earlier answers it forgets what was thought
     (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
+    # reward models: one that reads other tokens than the policy writes, and one with a shorter context
+    for name, changes, text in (("scores_other_tokens", {}, "<plan>"), ("scores_short", {"max_seq_len": 16}, "<think>")):
+        tokenizer = builtin_tokenizer()
+        files = {**tokenizer.files, "tokenizer.json": tokenizer.files["tokenizer.json"].replace(b"<think>", text.encode())}
+        config = replace(load_pretrained(place / "sft" / "model")[0].config, **changes)
+        save_pretrained(ScalarModel(Transformer(config)), Tokenizer(files, path), path / name)
     weights = model("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
@@ -157,11 +167,39 @@ CASES = [
     # flags that don't go together
     (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
     (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
-    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate is not for --loss gspo"),
+    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate has no effect with --loss gspo"),
     (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"), (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
     (GRPO, ["--aggregate", "mean"], "--aggregate: invalid choice: 'mean'"),
     (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing is for --loss dpo"),
+    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing has no effect with --loss kto"),
+    # flags that have no effect
+    (GRPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
+    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
+        ["--kl-target", "1"], ["--kl-in", "loss"], ["--kl-estimator", "k2"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    *[(GRPO, [*method, "--kl-target", "1"], "--kl-target has no effect where --kl-coef is 0") for method in (
+        ["--loss", "dapo"], ["--loss", "cispo"], ["--advantage", "dr_grpo"])],
+    *[(GRPO, ["--advantage", name, "--kl-estimator", "k2"], "--kl-estimator has no effect with --kl-in reward")
+      for name in ("rloo", "remax", "reinforce_pp")],
+    (GRPO, ["--advantage", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward", "--kl-estimator", "k3"], "--kl-estimator has no effect with"),
+    *[(GRPO, ["--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step") for flag in ("--clip-low", "--clip-high")],
+    *[(GRPO, ["--advantage", "rloo", flag, "0.1"], f"{flag} has no effect with --loss reinforce") for flag in ("--clip-low", "--clip-high")],
+    (GRPO, ["--advantage", "rloo", "--minibatches", "2"], "expected 1 and 1"), (GRPO, ["--loss", "reinforce", "--epochs", "2"], "expected 1 and 1"),
+    *every([GRPO, PPO], ["--ref-ema", "1"], "--ref-ema 1 keeps the reference as it is, expected less than 1"),
+    *[(GRPO, ["--advantage", "dr_grpo", "--loss", loss], f"--advantage dr_grpo averages over a constant and --loss {loss} doesn't")
+      for loss in ("gspo", "dapo")],
+    (GRPO, ["--advantage", "reinforce_pp", "--loss", "gspo"], "--advantage reinforce_pp has an advantage for each token, but --loss gspo"),
+    (GRPO, ["--kl-in", "reward"], "--kl-in reward is not for --advantage grpo"),
+    (PPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
+    *[(PPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
+        ["--kl-target", "1"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    (PPO, ["--reward", "verifier", "--unfinished-score", "0"], "--unfinished-score has no effect with --reward"),
+    *[(PPO, ["--epochs", "1", "--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step")
+      for flag in ("--clip", "--value-clip")],
+    *[(PPO, ["--data", "x", "--reward-model", "x", flag, "5"], f"{flag} has no effect with --data and a reward model")
+      for flag in ("--eval-every", "--eval-problems")],
+    *[(DPO, ["--loss", loss, flag, "0.5"], f"{flag} has no effect with --loss {loss}") for loss, flag in (
+        ("dpo", "--gamma"), ("kto", "--gamma"), ("dpo", "--desirable-weight"), ("ipo", "--undesirable-weight"), ("simpo", "--label-smoothing"))],
+    *[(s, ["--data", "x", flag, "5"], f"{flag} has no effect with --data") for s in (RM, DPO) for flag in ("--pairs", "--max-new-tokens")],
     *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"], "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
     # devices
     *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"), (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
@@ -169,6 +207,7 @@ CASES = [
     *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"), *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
     *every(SCRIPTS, ["--data", "{bad}/empty.jsonl"], "empty.jsonl: no examples in it"),
     *every(SCRIPTS, ["--data", "{bad}/cut.jsonl"], "cut.jsonl, line 21: not JSON"),
+    *every(SCRIPTS, ["--data", "{bad}/deep.jsonl"], "deep.jsonl, line 1: not JSON"),
     *every(SCRIPTS, ["--data", "{bad}/chat.jsonl"], "chat.jsonl, line 1: this model has no chat template"),
     *every(SCRIPTS, ["--data", "{bad}/long.jsonl"], "long.jsonl: none of 1 examples can be used"),
     *every(SCRIPTS, ["--data", "{bad}/empty_prompts.jsonl"], "empty_prompts.jsonl: none of 1 examples can be used"),
@@ -200,6 +239,7 @@ CASES = [
     # models
     *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"), *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
     (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"), (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
+    (GRPO, ["--model", "{bad}/config_deep"], "config_deep/config.json: not JSON"),
     (GRPO, ["--model", "{bad}/config_cut"], "config_cut/config.json: not JSON"), (GRPO, ["--model", "{bad}/family"], "model_type is 'mamba'"),
     (GRPO, ["--model", "{bad}/text_size"], "config.json: hidden_size is '32'"), (GRPO, ["--model", "{bad}/window"], "sliding_window"),
     (GRPO, ["--model", "{bad}/shape"], "has shape (64, 32), config.json says (65, 32)"), (GRPO, ["--model", "{bad}/vocabulary"], "has shape (260, 32)"),
@@ -210,6 +250,10 @@ CASES = [
     (PPO, ["--critic", "{place}/sft"], "score.weight is missing"), (PPO, ["--critic", "value"], "value/config.json: not found"),
     (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
+    *[(PPO, [flag, "{bad}/scores_other_tokens"], f"{flag} {{bad}}/scores_other_tokens: its tokenizer is not that of the policy ({{place}}/sft/model)")
+      for flag in ("--reward-model", "--critic")],
+    *[(PPO, [flag, "{bad}/scores_short", "--max-new-tokens", "14"], "--max-new-tokens leaves 2 tokens of the model's context for prompts")
+      for flag in ("--reward-model", "--critic")],
     # rewards
     *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
     (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"), (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
@@ -253,12 +297,13 @@ CASES = [
     # evaluate.py
     (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (evaluate, ["{place}/sft", "--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+    (evaluate, ["{place}/sft"], "sft.jsonl and without a reward: expected --reward"),
+    (evaluate, ["{place}/random", "--reward", "exact"], "--reward exact needs --data with a field"),
     (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"], "answers.jsonl, line 3: answer is missing"),
     (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
     (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
-    (evaluate, ["{place}/sft", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
-    (evaluate, ["{place}/sft", "--reference", "nowhere"], "nowhere/config.json: not found"),
+    (evaluate, ["{place}/random", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
+    (evaluate, ["{place}/random", "--reference", "nowhere"], "nowhere/config.json: not found"),
 ]
 
 
@@ -296,7 +341,7 @@ def rl(place, *flags):
 
 
 @pytest.mark.parametrize("function, message", [
-    ("raises", "the reward function raises failed at {place}/reward.py, line 6, on "), ("raises", "an answer to line 8: ZeroDivisionError"),
+    ("raises", "the reward function raises failed at {place}/reward.py, line 6: ZeroDivisionError"),
     ("too_few", "the reward function too_few gave 1 values for 60 answers"), ("number", "the reward function number gave 1 values for 60"),
     ("nan", "the reward function nan gave nan to "), ("nan", "an answer to line 8, expected a finite number"),
     ("none", "the reward function none gave None to ")])

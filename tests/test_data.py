@@ -1,14 +1,22 @@
 """The built-in task, its verifier, the tokenizer, JSONL, model directories."""
 import json
+import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import data
+import train_grpo
+import train_ppo
+import train_sft
+from common import UserError, numpy_rng
 from conftest import CHAT_TEMPLATE
-from data import (demonstration, encode_completion, encode_turns, exact_reward, pad_batch, read_demonstrations, read_jsonl, read_prompts,
-                  reward_answers, sum_problems, sum_reward, take, usable, verify_sum)
+from data import (demonstration, encode_completion, encode_prompt, encode_turns, exact_reward,
+                  hold_out, load_prompts, load_reward, pad_batch, read_demonstrations, read_jsonl,
+                  read_prompts, reward_answers, sum_problems, sum_reward, take, usable, verify_sum)
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
@@ -32,9 +40,11 @@ def test_verifier(completion, right):
     assert verify_sum("17+58+23=", completion) == right
 
 
-def test_a_cut_off_answer_is_never_right(tokenizer):
-    right = list(b"98")
-    assert reward_answers(sum_reward, [{"prompt": "17+58+23="}] * 2, [right + [tokenizer.eos_id], right], [True, False], tokenizer) == [1, 0]
+@pytest.mark.parametrize("reward", [sum_reward, exact_reward])
+def test_a_cut_off_answer_is_never_right(tokenizer, reward):
+    examples = [{"prompt": "17+58+23=", "columns": {"answer": 98}}] * 2
+    ended, cut_off = [*b"98", tokenizer.eos_id], [*b"98"]
+    assert reward_answers(reward, examples, [ended, cut_off], [True, False], tokenizer) == [1, 0]
 
 
 @pytest.mark.parametrize("completion, answer, right", [
@@ -147,17 +157,106 @@ def test_a_wrong_model_never_loads_silently(tmp_path, tokenizer):
 def test_jsonl(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b", "x": 1}\r\n\n{"prompt": "c", "completion": "d"}')
-    assert read_jsonl(file, ("prompt", "completion")) == [{"prompt": "a", "completion": "b", "x": 1, "line": 1},
-                                                          {"prompt": "c", "completion": "d", "line": 3}]
+    assert [(e["line"], e["columns"]) for e in read_jsonl(file, ("prompt", "completion"))] == [
+        (1, {"prompt": "a", "completion": "b", "x": 1}), (3, {"prompt": "c", "completion": "d"})]
 
 
 def test_fields_that_some_lines_lack_are_none(tmp_path, tokenizer):
     (tmp_path / "d.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": 3}')
     examples = read_prompts(tmp_path / "d.jsonl", "", tokenizer, 10)
-    assert [e["answer"] for e in examples] == [None, 3]
-    seen = []
-    assert reward_answers(lambda prompts, completions, answer: seen.append(answer) or [0.0], examples[:1], [[7]], [True], tokenizer) == [0]
-    assert seen == [[None]]
+    assert [e["columns"]["answer"] for e in examples] == [None, 3]
+    assert handed_on(examples[:1], [True], tokenizer)["answer"] == [None]
+
+
+def handed_on(examples, finished, tokenizer) -> dict:
+    """What a reward function is given."""
+    given = {}
+
+    def reward(prompts, completions, **columns):
+        given.update(prompts=prompts, completions=completions, **columns)
+        return [0.0] * len(prompts)
+    reward_answers(reward, examples, [[7] for _ in examples], finished, tokenizer)
+    return given
+
+
+def test_every_field_of_the_data_reaches_the_reward_function(tmp_path, tokenizer):
+    """Whatever its name is: our own keys of an example are elsewhere. And `finished`, our own."""
+    fields = {name: f"of the data: {name}" for name in
+              ("ids", "line", "columns", "side", "turns", "completion", "chosen", "reward", "self")}
+    lines = json.dumps({"prompt": "a", **fields}), '{"prompt": "b"}'
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    examples = read_prompts(tmp_path / "d.jsonl", "f.py:f", tokenizer, 10)
+    assert [e["ids"] for e in examples] == [[97], [98]]
+    assert handed_on(examples, [True, False], tokenizer) == {
+        "prompts": ["a", "b"], "completions": ["\x07", "\x07"], "finished": [True, False],
+        **{name: [value, None] for name, value in fields.items()}}
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "finished"])
+def test_a_field_with_the_name_of_what_we_give_is_refused(tmp_path, tokenizer, name):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"prompt": "a"}\n\n' + json.dumps({"prompt": "a", name: 1}))
+    with pytest.raises(ValueError, match=f"d.jsonl, line 3: has a field {name}, which "):
+        read_prompts(file, "f.py:f", tokenizer, 10)
+    assert len(read_prompts(file, "", tokenizer, 10)) == 2         # a reward model sees no fields
+
+
+# ------------------------------------------------------------------------------- what is held out
+
+def sides(tmp_path, rows, required=("prompt",), **named):
+    """A file's rows -> "train", "held out" or "both" for each"""
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [e["side"] for e in read_jsonl(tmp_path / "d.jsonl", required, **named)]
+
+
+def test_a_tenth_of_the_prompts_is_held_out_by_their_hash(tmp_path):
+    rows = [{"prompt": f"What is {i} and {i + 1}?", "x": j} for i in range(2000) for j in range(3)]
+    found = sides(tmp_path, rows)
+    assert set(found) == {"train", "held out"} and 0.08 < found.count("held out") / len(rows) < 0.12
+    # all lines of a prompt
+    assert all(len(set(found[i:i + 3])) == 1 for i in range(0, len(rows), 3))
+    # in any file
+    some = [i for i in reversed(range(len(rows))) if i % 7 < 2]
+    assert sides(tmp_path, [rows[i] for i in some]) == [found[i] for i in some]
+
+
+def test_a_conversation_goes_by_what_stands_before_its_first_answer(tmp_path):
+    system, greeting = ("system", "be brief"), ("assistant", "how can I help?")
+    answer = say(("assistant", "answer"))
+    more = answer + say(("user", "and now?"))
+    for first in ((), (system,), (system, greeting), (greeting,)):
+        prompts = [say(*first, ("user", f"question {i}")) for i in range(300)]
+        found = sides(tmp_path, [{"prompt": prompt} for prompt in prompts])
+        assert set(found) == {"train", "held out"}
+        assert found == sides(tmp_path, [{"prompt": prompt + more} for prompt in prompts])
+        for rest in (answer, more + answer):
+            messages = [{"messages": prompt + rest} for prompt in prompts]
+            assert found == sides(tmp_path, messages, ("prompt", "completion"), instead="messages")
+
+
+def test_where_the_hash_leaves_one_side_empty_all_are_on_both(tmp_path):
+    rows = [{"prompt": letter} for letter in "abcdefghijklmnopqrstuvwxyz"]
+    found = sides(tmp_path, rows)
+    for side in ("train", "held out"):
+        some = [row for row, s in zip(rows, found) if s == side]
+        assert some and sides(tmp_path, some) == ["both"] * len(some)
+    examples = [{"line": i, "side": "both"} for i in range(5)]
+    train, held_out = hold_out(examples, "f", 3)
+    assert train == examples and len(held_out) == 3 and all(e in examples for e in held_out)
+
+
+def test_what_is_held_out_is_never_trained_on_beyond_what_an_evaluation_uses():
+    examples = [{"line": i, "side": "held out" if i % 5 == 0 else "train"} for i in range(100)]
+    train, held_out = hold_out(examples, "f", 6)
+    assert train == [e for e in examples if e["side"] == "train"]
+    assert len({e["line"] for e in held_out}) == 6
+    assert all(e["side"] == "held out" for e in held_out)
+    # filters may leave nothing of one side: then an evaluation sees what is trained on, but
+    # training never sees what is held out
+    train, held_out = hold_out(train, "f", 6)
+    assert len(train) == 80 and len(held_out) == 6
+    with pytest.raises(ValueError, match="f: all 20 examples that can be used are held out"):
+        hold_out(examples[::5], "f", 6)
 
 
 # ------------------------------------------------------------------------------------------------------ conversations
@@ -199,6 +298,20 @@ def test_conversations_are_trained_on_the_assistants_turns(chat):
     assert encode_completion(chat, prompt, one) == encode_turns(chat, prompt, one)[1]
 
 
+def test_a_stop_tokens_text_in_a_message_ends_nothing(chat):
+    """Neither in the prompt nor in the answer, which is trained on up to its real end."""
+    prompt = say(("user", "u<|endoftext|>v"))
+    completion = say(("assistant", "a<|endoftext|>b"), ("user", "<|pad|>"), ("assistant", "c"))
+    turns = encode_turns(chat, prompt, completion)
+    assert [chat.decode(ids) for ids in turns] == [
+        "[user]u<|endoftext|>v<|endoftext|>\n[assistant]", "a<|endoftext|>b<|endoftext|>",
+        "\n[user]<|pad|><|endoftext|>\n[assistant]", "c<|endoftext|>"]
+    # the template's own, at the ends of turns
+    assert [sum(i >= 256 for i in ids) for ids in turns] == [1, 1, 1, 1]
+    assert encode_prompt(chat, prompt) == turns[0]
+    assert encode_completion(chat, prompt, completion[:1]) == turns[1]
+
+
 def test_a_template_without_stop_tokens_gets_them(tokenizer):
     chat = Tokenizer({**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.replace("<|endoftext|>", "").encode()}, Path("chat"))
     turns = encode_turns(chat, [], say(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")))
@@ -221,11 +334,27 @@ def test_demonstrations_in_every_form(tmp_path, chat, capsys):
 @pytest.mark.parametrize("content, message", [
     (b'{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"), (b'[1]', "line 1: found list"), (b'{"p": 1}', "prompt is missing"),
     (b'{"prompt": 3}', "prompt is 3"), (b'{"prompt": []}', "prompt is"), (b'{"prompt": [{"role": "user"}]}', "prompt is"),
+    (b'{"prompt": "a"}\n' + b"[" * 100_000, "line 2: not JSON: maximum recursion"),
+    (b'{"prompt": ' * 100_000, "line 1: not JSON: maximum recursion"),
     (b'\xff\xfe', "byte 0 is not UTF-8"), (b'\n\n', "no examples")])
 def test_bad_jsonl_is_named(tmp_path, content, message):
     (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_jsonl(tmp_path / "d.jsonl", ("prompt",))
+
+
+def test_what_is_nested_too_deep_for_any_of_the_steps_is_named(tmp_path, chat):
+    """A line may be parsed and still be too deep for what comes after it."""
+    failed = []
+    for depth in (100, *range(300, 1000, 50), *range(950, 1000, 2)):
+        message = '{"role": "user", "content": "a", "x": %s}' % ("[" * depth + "]" * depth)
+        (tmp_path / "d.jsonl").write_text('{"prompt": "a"}\n{"prompt": [%s]}' % message)
+        try:
+            assert len(read_prompts(tmp_path / "d.jsonl", "", chat, 100)) == 2
+        except ValueError as error:
+            assert "d.jsonl, line 2: " in str(error)
+            failed.append(depth)
+    assert 1 < len(failed) < 40
 
 
 def test_unusable_examples_are_counted(capsys):
@@ -242,6 +371,113 @@ def test_take_shows_every_example_once_an_epoch():
     assert all(sorted(epoch) == examples for epoch in epochs) and epochs[0] != epochs[1]
     assert sorted(take(examples, 20, 0, 0)) == sorted(examples * 2)
     assert take(examples, 5, 0, 1) != take(examples, 5, 1, 1)
+
+
+def test_an_epochs_order_is_drawn_once(monkeypatch):
+    drawn = []
+
+    def watched(*arguments):
+        drawn.append(arguments)
+        return numpy_rng(*arguments)
+    monkeypatch.setattr(data, "numpy_rng", watched)
+    for step in range(25):
+        take(range(997), 100, 12345, step)
+    assert [(seed, epoch) for seed, epoch, _ in drawn] == [(12345, 0), (12345, 1), (12345, 2)]
+
+
+def test_each_purpose_has_a_random_stream_of_its_own():
+    """default_rng(0) and default_rng((0, 0)) are one stream."""
+    examples = [{"line": i, "side": "both"} for i in range(100)]
+    taken, held_out = take(examples, 100, 0, 0), hold_out(examples, "f", 100)[1]
+    orders = [[e["line"] for e in some] for some in (taken, held_out)]
+    orders.append(np.random.default_rng(0).permutation(100).tolist())
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+def test_each_algorithm_draws_problems_of_its_own(place, tmp_path, monkeypatch, tokenizer):
+    drawn = {"sft": set()}
+
+    def watched(n, rng, held_out=False):
+        problems = sum_problems(n, rng, held_out)
+        drawn["sft"].update(p["prompt"] for p in problems)
+        return problems
+    monkeypatch.setattr(train_sft, "sum_problems", watched)
+    train_sft.main(["--model", str(place / "random"), "--out", str(tmp_path / "run"),
+                    "--steps", "3", "--eval-problems", "1"])
+    for script in (train_grpo, train_ppo):
+        config = script.Config(prompts_per_step=64)
+        batch, _ = load_prompts(config, tokenizer, 128)
+        drawn[config.algorithm] = {e["prompt"] for step in range(3) for e in batch(step)}
+    assert all(len(prompts) > 180 for prompts in drawn.values())
+    sets = list(drawn.values())
+    assert all(len(a & b) <= 1 for i, a in enumerate(sets) for b in sets[:i])
+
+
+# ------------------------------------------------------------------------------- reward functions
+
+def test_a_reward_file_is_a_module_like_any_other(tmp_path, tokenizer):
+    """Dataclasses look their annotations up in it, and a pool of processes its functions."""
+    (tmp_path / "reward.py").write_text("""from __future__ import annotations
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+@dataclass
+class Answer:
+    text: str
+    factor: int = 2
+
+def length(answer):
+    return Answer("", answer.factor * len(answer.text))
+
+def f(prompts, completions, **columns):
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+        return [answer.factor for answer in pool.map(length, map(Answer, completions))]
+""")
+    def scores(reward):
+        answers = [list(b"xyz"), list(b"z")]
+        return reward_answers(reward, [{"prompt": "a"}] * 2, answers, [True, True], tokenizer)
+    before = set(sys.modules)
+    reward = load_reward(f"{tmp_path / 'reward.py'}:f", "")
+    assert scores(reward) == [6, 2]
+    (tmp_path / "other").mkdir()
+    other_file = tmp_path / "other" / "reward.py"
+    other_file.write_text("def f(prompts, completions, **columns): return [3] * len(prompts)")
+    assert scores(load_reward(f"{other_file}:f", "")) == [3, 3]
+    assert scores(reward) == [6, 2]
+    assert not {"reward", "user_reward"} & (set(sys.modules) - before)   # nobody's name is taken
+
+
+def test_a_reward_function_that_fails_is_called_once(tokenizer):
+    calls = []
+
+    def f(prompts, completions, **columns):
+        calls.append(prompts)
+        raise KeyError("no key")
+    message = r"^the reward function f failed at .*test_data.py, line \d+: KeyError\('no key'\)$"
+    with pytest.raises(UserError, match=message) as error:
+        reward_answers(f, [{"prompt": "a"}] * 3, [[7]] * 3, [True] * 3, tokenizer)
+    assert calls == [["a"] * 3] and error.value.status == 1
+
+
+@pytest.mark.parametrize("score, shown", [
+    (10 ** 400, "inf"), (10 ** 5000, "inf"), (-10 ** 400, "-inf"), (1e300, "1e+300"),
+    (-1e39, "-1e+39"), (math.nan, "nan"), (None, "None"), ("1.0", "'1.0'"), (np.ones(2), "array")],
+    ids=lambda x: type(x).__name__)
+def test_rewards_that_float32_cant_hold_are_named(tokenizer, score, shown):
+    examples = [{"prompt": "a", "line": 1}, {"prompt": "b", "line": 2}]
+    with pytest.raises(UserError, match="expected a finite number") as error:
+        reward_answers(lambda *two, **columns: [1, score], examples, [[120], [121]], [True] * 2,
+                       tokenizer)
+    assert f" gave {shown}" in str(error.value) and "'y', an answer to line 2" in str(error.value)
+
+
+def test_rewards_may_be_any_numbers(tokenizer):
+    scores = [True, 3, np.float16(0.5), torch.tensor(2.0), np.int64(-4), 3.4e38]
+    given = reward_answers(lambda *two, **columns: scores, [{"prompt": "a"}] * 6, [[7]] * 6,
+                           [True] * 6, tokenizer)
+    assert given == [1.0, 3.0, 0.5, 2.0, -4.0, 3.4e38]
+    assert all(type(score) is float for score in given)
 
 
 def test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one():

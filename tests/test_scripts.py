@@ -6,13 +6,15 @@ import math
 import pytest
 import torch
 
+import data
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
 from common import RunConfig, UserError, pick_device
-from model import Block, ScalarModel
+import rollout as rollout_module
+from model import Block, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
 from rollout import token_log_probs
 
@@ -27,9 +29,9 @@ def column(run, name):
 
 
 def rl(place, out, *flags):
-    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels"]
+    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "5"]
     return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), *reward, "--out", str(place / out), "--max-new-tokens", "6",
-            "--lr", "3e-3", "--eval-every", "5", *flags]
+            "--lr", "3e-3", *flags]
 
 
 def test_sft_learns(place):
@@ -52,7 +54,7 @@ def test_grpo_learns(place, flags):
     assert abs(column(place / out, "kl")[0]) < 1e-9                          # the reference is the policy at the start
 
 
-@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--value-clip", "0", "--lam", "1"]], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--lam", "1"]], ids=["ppo", "a2c"])
 def test_ppo_learns(place, flags):
     out = "ppo" + "".join(flags)
     train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", *flags))
@@ -84,6 +86,38 @@ def test_dpo_learns(place, loss):
     assert float(rows(out)[-1]["eval_pairs"]) == 1
     margin = [c - r for c, r in zip(column(out, "chosen_logp"), column(out, "rejected_logp"))]
     assert margin[-1] > margin[0] + 1
+
+
+def test_no_script_trains_on_what_another_holds_out(place, tmp_path, monkeypatch):
+    """One file for all, four lines a prompt; each script drops other lines, by its own filters."""
+    rows = []
+    for i in range(400):
+        # some are too long to be answered
+        prompt = f"{i}:" + "x" * (i % 62)
+        for j in range(4):
+            rows.append({"prompt": prompt, "completion": "a" * ((i + j) % 7), "good": "a",
+                         "chosen": "b" * (i % 5), "rejected": "b" * (j + 1)})
+    file = tmp_path / "all.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    # where each script looks hold_out up; DPO has the reward model's, GRPO and PPO share another
+    calls = [watch(monkeypatch, module, "hold_out") for module in (train_sft, train_rm, data)]
+    for script in (train_sft, train_rm, train_dpo, train_grpo, train_ppo):
+        flags = ["--model", str(place / "sft"), "--data", str(file), "--steps", "1",
+                 "--eval-problems", "5", "--out", str(tmp_path / script.__name__)]
+        if script in (train_grpo, train_ppo):
+            flags += ["--reward", f"{place / 'reward.py'}:vowels", "--max-new-tokens", "6",
+                      "--prompts-per-step", "8"]
+        script.main(flags)
+    trained_on, held_out, sizes = set(), set(), []
+    for _, (train, out) in sum(calls, []):
+        trained_on |= {rows[e["line"] - 1]["prompt"] for e in train}
+        held_out |= {rows[e["line"] - 1]["prompt"] for e in out}
+        sizes.append(len(train))
+        assert len(out) == 5
+    assert not trained_on & held_out
+    # the filters do differ, and a tenth of the prompts is trained on nowhere
+    assert len(sizes) == 5 and len(set(sizes)) >= 3 and min(sizes) > 700
+    assert len(trained_on) < 380
 
 
 # ------------------------------------------------------------------------------------------------------ memory and precision
@@ -184,7 +218,7 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
     """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are whitened; cut-off answers get their score."""
     calls = {name: watch(monkeypatch, train_ppo, name) for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards", "generate")}
     flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1", "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
-               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--eval-every", "0", "--max-new-tokens", "4")
+               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--max-new-tokens", "4")
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, place / "scores")
     train_ppo.main(flags)
@@ -212,14 +246,22 @@ DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torc
 
 @pytest.mark.parametrize("flags", ["", "--kl-estimator k1", "--kl-estimator k2 --aggregate token-mean", "--kl-estimator k3 --aggregate seq-sum",
                                    "--loss dapo", "--loss dapo --aggregate seq-mean", "--advantage dr_grpo", "--advantage dr_grpo --aggregate seq-mean",
-                                   "--kl-in reward", "--advantage rloo --kl-in reward", "--advantage remax --kl-in reward", "--loss gspo",
+                                   "--advantage dr_grpo --kl-in reward", "--advantage rloo", "--advantage rloo --kl-in loss --aggregate token-mean",
+                                   "--advantage rloo --loss grpo", "--advantage remax", "--loss gspo", "--loss reinforce --aggregate seq-mean",
                                    "--advantage reinforce_pp", "--advantage reinforce_pp --kl-in loss", "--loss cispo --kl-estimator k2"])
 def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, monkeypatch, flags):
     """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss, weighed as --aggregate says."""
     named = dict(zip(flags.split()[::2], flags.split()[1::2]))
-    advantage, loss, beta = named.get("--advantage", "grpo"), named.get("--loss", "grpo"), 0.5
+    advantage, beta = named.get("--advantage", "grpo"), 0.5
+    papers_loss, papers_mode = {"rloo": ("reinforce", "seq-sum"), "remax": ("reinforce", "seq-sum"), "dr_grpo": ("grpo", "seq-sum"),
+                                "reinforce_pp": ("grpo", "token-mean"), "grpo": ("grpo", "seq-mean")}[advantage]
+    loss = named.get("--loss", papers_loss)
+    if loss != papers_loss:
+        papers_mode = {"dapo": "token-mean", "cispo": "token-mean", "reinforce": "seq-sum"}.get(loss, "seq-mean")
+    mode = named.get("--aggregate", papers_mode)
+    function = {"reinforce": "policy_gradient_loss", "dapo": "grpo_loss"}.get(loss, f"{loss}_loss")
     calls = {name: watch(monkeypatch, train_grpo, name) for name in ("token_log_probs", "micro_batches", "token_rewards",
-             f"{advantage.removeprefix('dr_')}_advantages", f"{loss.replace('dapo', 'grpo')}_loss")}
+             f"{advantage.removeprefix('dr_')}_advantages", function)}
     *_, compared, losses = calls.values()
     logps, score = [], train_grpo.token_log_probs
 
@@ -233,7 +275,7 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
     train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta), "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
 
     (rewards, logp, ref_logp, mask, coef), _ = calls["token_rewards"][-1]
-    in_reward = named.get("--kl-in", "reward" if advantage == "reinforce_pp" else "loss") == "reward"
+    in_reward = named.get("--kl-in", "loss" if advantage in ("grpo", "dr_grpo") else "reward") == "reward"
     assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05                      # the policy has moved
     if advantage != "reinforce_pp":
         torch.testing.assert_close(compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
@@ -242,10 +284,9 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
     reference = load_pretrained(place / "sft" / "model")[0]
     scored = [arguments for arguments, result in calls["token_log_probs"] if isinstance(result, tuple)][-n:]
     masks = [m for _, _, m, _ in scored]
-    mode = named.get("--aggregate") or {"dapo": "token-mean", "cispo": "token-mean"}.get(loss, "seq-sum" if advantage == "dr_grpo" else "seq-mean")
     total = {"token-mean": sum(m.sum() for m in masks), "seq-mean": sum(map(len, masks)), "seq-sum": sum(map(len, masks)) * 6}[mode]
     for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:], strict=True):
-        A = arguments[3 if loss in ("grpo", "dapo") else 2]
+        A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(function, 2)]
         x = logp.detach() - token_log_probs(reference, tokens, m).detach()
         slope = -(A if A.dim() == 2 else A[:, None]) + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x))
         torch.testing.assert_close(logp.grad, slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1), rtol=1e-3, atol=1e-6)
@@ -280,15 +321,42 @@ def test_the_critic_starts_as_told(place, tmp_path):
     reward_model.score.weight.data.fill_(0.5)
     save_pretrained(reward_model, tokenizer, tmp_path / "scores")
     zeros = torch.zeros_like(reward_model.score.weight)
-    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels"], ["--reward-model", str(tmp_path / "scores")]
+    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "0"], ["--reward-model", str(tmp_path / "scores")]
     for i, (flags, start) in enumerate([(verifier, zeros), (scores, reward_model.score.weight), (scores + ["--critic", "policy"], zeros),
                                         (verifier + ["--critic", str(tmp_path / "scores")], reward_model.score.weight)]):
         run = tmp_path / f"run{i}"
         train_ppo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(run), "--steps", "1", "--critic-lr", "0",
-                        "--prompts-per-step", "4", "--max-new-tokens", "4", "--eval-every", "0", *flags])
+                        "--prompts-per-step", "4", "--max-new-tokens", "4", *flags])
         critic = torch.load(run / "checkpoint.pt", weights_only=True)["parts"]["critic"]
         assert torch.equal(critic["score.weight"], start), flags
         assert column(run, "samples") == [4]
+
+
+def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch):
+    """Lines that follow one another share a prompt, as in most data. Good answers and bad ones."""
+    lines = [{"prompt": f"{i // 4}:", "chosen": f"a{i}", "rejected": f"b{i}"} for i in range(80)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    flags = ["--model", str(place / "sft"), "--steps", "1", "--batch-size", "16", "--loss", "kto"]
+    prompt_of = {json.dumps([*line[side].encode(), 256]): line["prompt"]
+                 for line in lines for side in ("chosen", "rejected")}
+
+    def mismatched(out, seed):
+        calls = watch(monkeypatch, train_dpo, "pad_pairs")
+        train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / out), "--seed", seed])
+        # the first call is for the reference's log-probs of all that is trained on
+        pairs = calls[0][0][0]
+        assert len(pairs) > 60
+        for pair in pairs:
+            assert prompt_of[json.dumps(pair["mismatched"])].encode() != bytes(pair["prompt"])
+        return [bytes(pair["mismatched"][:-1]).decode() for pair in pairs]
+    answers = mismatched("a", "0")
+    assert 0.3 < sum(answer[0] == "a" for answer in answers) / len(answers) < 0.7
+    assert len(set(answers)) > len(answers) / 2
+    assert mismatched("b", "0") == answers != mismatched("c", "1")
+    file.write_text("\n".join(json.dumps({**line, "prompt": "1:"}) for line in lines))
+    with pytest.raises(UserError, match=f"{file}: all pairs have one prompt, and --loss kto needs"):
+        train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / "one")])
 
 
 def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
@@ -308,6 +376,116 @@ def test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens(place, tmp_
     tokens, mask = (x[0] for x in batches[2][1])                              # of the chosen answers
     nll = -token_log_probs(load_pretrained(place / "sft" / "model")[0], tokens, mask).sum() / mask.sum()
     assert len(tokens) == 8 and column(tmp_path / "run", "loss") == pytest.approx([math.log(2) + 0.5 * nll.item()], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ signals and steps
+
+def rewards_by_call(tmp_path, expression):
+    """--reward whose value is `expression`, of n, the number of its call from 0, and of `completions`."""
+    (tmp_path / "by_call.py").write_text("import itertools\ncalls = itertools.count()\n"
+                                         "def f(prompts, completions, **columns):\n    n = next(calls)\n"
+                                         f"    return {expression}\n")
+    return ["--reward", f"{tmp_path / 'by_call.py'}:f", "--eval-every", "0"]
+
+
+def rl_by_call(place, tmp_path, expression, *flags):
+    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(tmp_path / "run"), "--lr", "3e-3",
+                     "--max-new-tokens", "6", *GRPO, *rewards_by_call(tmp_path, expression), *flags])
+    return rows(tmp_path / "run")
+
+
+VOWELS = "[c.count('a') for c in completions]"
+
+
+def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path):
+    """ReMax holds a sample against the greedy answer, here the second call: all samples are right and the greedy one is wrong."""
+    row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)", "--advantage", "remax", "--loss", "dapo", "--steps", "1")[0]
+    assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1 and float(row["updates"]) == 2
+
+
+def test_kl_in_the_reward_is_a_signal_where_all_scores_are_equal(place, tmp_path):
+    first, second = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--advantage", "rloo", "--loss", "dapo",
+                               "--kl-coef", "0.5", "--steps", "2")
+    assert float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0 and float(second["grad_norm"]) > 1e-3
+
+
+def test_whitened_over_the_batch_a_group_of_equal_rewards_is_a_signal(place, tmp_path):
+    """Two groups are all right and the others all wrong: within the groups nothing differs, over the batch it does."""
+    expression = "[float(i < 8) for i in range(len(prompts))]"
+    row = rl_by_call(place, tmp_path, expression, "--advantage", "reinforce_pp", "--loss", "dapo", "--steps", "1")[0]
+    assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
+
+
+@pytest.mark.parametrize("flags", [["--kl-coef", "0"], ["--advantage", "dr_grpo"], ["--loss", "dapo"]], ids=lambda f: f[-1])
+def test_without_signal_the_policy_stays_where_it_is(place, tmp_path, monkeypatch, flags):
+    """Adam's momentum would go on moving it. From the second step on all rewards are equal."""
+    weights, update = [], train_grpo.Run.update
+
+    def watched(run, optimizer, model):
+        norm = update(run, optimizer, model)
+        weights.append([p.detach().clone() for p in model.parameters()])
+        return norm
+    monkeypatch.setattr(train_grpo.Run, "update", watched)
+    metrics = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--steps", "4", *flags)
+    assert [row["updates"] for row in metrics] == ["2", "0", "0", "0"]
+    assert [float(row["no_signal"]) for row in metrics] == [pytest.approx(float(metrics[0]["no_signal"])), 1, 1, 1]
+    end = load_pretrained(tmp_path / "run" / "model")[0]
+    assert all(torch.equal(a, b) for a, b in zip(weights[1], end.parameters(), strict=True))
+
+
+def test_kl_in_the_reward_is_not_the_samplers(place, tmp_path, monkeypatch, float32_again):
+    """In bfloat16 the sampler rounds otherwise than the model that is trained. At the start policy and reference are the same: no KL."""
+    calls = watch(monkeypatch, train_grpo, "token_rewards")
+    rl_by_call(place, tmp_path, "[1.0] * len(prompts)", "--advantage", "rloo", "--steps", "1", "--dtype", "bfloat16")
+    (rewards, logp, ref_logp, mask, kl_coef), earned = calls[0]
+    assert kl_coef == 0.01 and torch.equal(logp, ref_logp) and torch.equal(earned.sum(1), rewards)
+
+
+@pytest.mark.parametrize("script", [train_grpo, train_ppo], ids=["grpo", "ppo"])
+def test_the_row_names_the_coefficient_of_its_own_step(place, tmp_path, monkeypatch, script):
+    """And the adaptive one falls while KL is under its target. PPO's rewards were made with what the row says."""
+    used = watch(monkeypatch, script, "token_rewards")
+    few = ["--prompts-per-step", "8", *(["--group-size", "4"] if script is train_grpo else [])]
+    script.main(rl(place, "unused", *few, "--steps", "3", "--kl-coef", "0.2", "--kl-target", "50", "--kl-horizon", "100", "--out", str(tmp_path / "run")))
+    n = int(column(tmp_path / "run", "samples")[0])
+    expected = [0.2 * (1 - 0.2 * n / 100) ** step for step in range(3)]
+    assert column(tmp_path / "run", "kl_coef") == pytest.approx(expected, rel=1e-4)
+    if script is train_ppo:
+        assert [arguments[4] for arguments, _ in used] == pytest.approx(expected)
+
+
+def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(place, tmp_path, monkeypatch, float32_again):
+    monkeypatch.chdir(tmp_path)
+    sft, precision = train_sft.main, []
+    small = ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--steps", "1", "--batch-size", "4"]
+
+    def nested(argv):
+        sft([*small, *argv])
+        precision.append(torch.is_autocast_enabled("cpu"))
+    monkeypatch.setattr(train_sft, "main", nested)
+    generated = watch(monkeypatch, train_grpo, "generate")
+    monkeypatch.setattr(train_grpo, "generate", lambda *a, f=train_grpo.generate, **k: precision.append(torch.is_autocast_enabled("cpu")) or f(*a, **k))
+    train_grpo.main(["--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16", "--steps", "1",
+                     "--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4", "--eval-every", "0"])
+    assert generated and precision == [False, True]
+    assert json.loads((tmp_path / "runs/grpo/config.json").read_text())["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "32"])], ids=["grpo", "ppo"])
+def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, script, flags):
+    """Rollouts, log-probs, the exact KL, updates and evaluations: 40 tokens, the sampler's one a row excepted."""
+    passes, hidden = [], Transformer.hidden
+
+    def counted(model, tokens, *rest):
+        passes.append(tuple(tokens.shape))
+        return hidden(model, tokens, *rest)
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    caches = []
+    monkeypatch.setattr(rollout_module, "KVCache", lambda *a, f=rollout_module.KVCache: caches.append(a) or f(*a))
+    script.main(rl(place, "unused", *flags, "--steps", "1", "--micro-batch-tokens", "40", "--eval-every", "1", "--out", str(tmp_path / "run")))
+    assert max(B * T for B, T in passes if T > 1) <= 40
+    evaluations = [len(lengths) * longest for _, lengths, longest, _ in caches if len(lengths) < 32]      # 32 rows: the rollout itself
+    assert evaluations and max(evaluations) <= 40
 
 
 # ------------------------------------------------------------------------------------------------------ what a run leaves behind

@@ -7,6 +7,8 @@ import json
 import os
 import random
 import sys
+import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -143,6 +145,16 @@ def test_what_is_easily_missed(recorded, tmp_path):
         assert tokenizer.encode("\ud800\x04")                                                # half a surrogate pair, which is not UTF-8
 
 
+def test_runs_of_blanks_take_linear_time(tokenizer):
+    """Four times as many blanks take at most about four times as long, not sixteen."""
+    def seconds(n):
+        started = time.perf_counter()
+        tokenizer.encode(" " * n + "ab " * 40_000)
+        return time.perf_counter() - started
+    quarter, half, whole = (min(seconds(n) for _ in range(3)) for n in (20_000, 40_000, 80_000))
+    assert half < 0.1 and whole < 8 * quarter
+
+
 def test_decoding(recorded):
     for kind, tokenizer in recorded.items():
         for text in ("naïve 思考 👩‍👩‍👧 don't  99\r\n", "<think> <|end|>"):
@@ -238,9 +250,10 @@ def test_bad_files_are_named(recorded, tmp_path):
         load_tokenizer(directory(tmp_path, spec, eos_token=None))
     with pytest.raises(ValueError, match="tokenizer.json: found list, expected a JSON object"):
         load_tokenizer(directory(tmp_path, []))
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="tokenizer.json: not JSON"):
-        load_tokenizer(tmp_path)
+    for content in ("{", '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match="tokenizer.json: not JSON"):
+            load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="tokenizer.json: not found"):
         load_tokenizer(tmp_path)
@@ -305,6 +318,99 @@ def test_a_templates_error_is_one_line(recorded, tmp_path, template, message):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no chat template"):
         recorded["gpt2"].apply_chat_template(MESSAGES)
+
+
+# ---------------------------------------------------------------- what people wrote is data
+
+CHATML = ("{% for m in messages %}<|begin|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+          "{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}")
+SPECIAL = [text for text, special in ADDED.items() if special]
+
+
+@pytest.fixture
+def chats(recorded, tmp_path):
+    """kind -> the recorded tokenizer with CHATML as its template."""
+    return {kind: with_template(tokenizer, tmp_path / kind, CHATML)
+            for kind, tokenizer in recorded.items()}
+
+
+def with_template(tokenizer, path, template):
+    spec = json.loads(tokenizer.files["tokenizer.json"])
+    return load_tokenizer(directory(path, spec, chat_template=template))
+
+
+def conversation(*contents: str) -> list[dict]:
+    roles = ("user", "assistant") * len(contents)
+    return [{"role": role, "content": content} for role, content in zip(roles, contents)]
+
+
+def literal_ids(tokenizer, messages) -> list[int]:
+    """Only what CHATML itself writes is special; between two such tokens is one plain text."""
+    begin, end = (tokenizer.added[text] for text in SPECIAL)
+    ids, between = [], ""
+    for message in messages:
+        text = f"{message['role']}\n{message['content']}"
+        ids += [*tokenizer.encode(between), begin, *tokenizer.encode(text), end]
+        between = "\n"
+    return [*ids, *tokenizer.encode("\n"), begin, *tokenizer.encode("assistant\n")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_messages_text_never_becomes_a_special_token(chats, kind):
+    tokenizer = chats[kind]
+    for content in ("<|end|>", "a<|end|> b", "the<|begin|><|end|>the", "<think><|end|></think>",
+                    "<|end|>x", "<|<|end|>end|>", "<|end|>" * 50, "\U000f0000<|end|>\U000f0001",
+                    "<|end|>\u0338", "<|en", " <|end|>\n\n"):
+        messages = conversation(content, "yes", "b" + content)
+        assert encode_prompt(tokenizer, messages) == literal_ids(tokenizer, messages), content
+        assert content in tokenizer.apply_chat_template(messages)
+    ids = encode_prompt(tokenizer, conversation("<|end|>"))
+    assert sum(i in tokenizer.stop_ids for i in ids) == 1                # the template's own
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_chats_have_the_ids_that_their_text_has(chats, kind):
+    tokenizer, strings = chats[kind], odd_strings(600, 3)
+    literal = 0
+    for contents in zip(strings[::3], strings[1::3], strings[2::3]):
+        messages = conversation(*contents)
+        assert encode_prompt(tokenizer, messages) == literal_ids(tokenizer, messages)
+        written = unicodedata.normalize("NFC", "\n".join(contents))
+        if any(text in written for text in SPECIAL):
+            literal += 1
+        else:
+            rendered = tokenizer.apply_chat_template(messages)
+            assert encode_prompt(tokenizer, messages) == tokenizer.encode(rendered, special=True)
+    assert 10 < literal < 190
+
+
+def test_special_text_in_every_field_of_a_message(recorded, tmp_path):
+    template = "{% for m in messages %}{{ m.role }}{{ m|tojson }}<|end|>{% endfor %}"
+    tokenizer = with_template(recorded["qwen"], tmp_path, template)
+    call = {"name": "<|end|>", "arguments": {"<|begin|>": ["<|end|>", 1, None, True]}}
+    messages = [{"role": "<|end|>", "content": "<think>", "tool_calls": [call]}]
+    before = json.dumps(messages)
+    text = "<|end|>" + json.dumps(messages[0])
+    assert encode_prompt(tokenizer, messages) == [*tokenizer.encode(text), tokenizer.eos_id]
+    assert json.dumps(messages) == before
+    assert tokenizer.apply_chat_template(messages) == text + "<|end|>"
+
+
+def test_odd_special_tokens_in_a_message(tmp_path):
+    """Overlapping ones, one of a single character, and one that NFC makes of other characters."""
+    files = builtin_tokenizer().files
+    spec = json.loads(files["tokenizer.json"])
+    spec["normalizer"] = {"type": "NFC"}
+    for i, text in enumerate(("ab", "bc", "☃", "[K]"), 260):
+        token = {"id": i, "content": text, "normalized": text == "[K]"}
+        spec["added_tokens"].append({**spec["added_tokens"][0], **token})
+    template = "☃{{ messages[0].content }}ab"
+    path = directory(tmp_path, spec, eos_token="<|endoftext|>", chat_template=template)
+    tokenizer = load_tokenizer(path)
+    for content, plain in (("abc", "abc"), ("a☃b", "a☃b"), ("aabbcc", "aabbcc"), ("[K]", "[K]"),
+                           ("[\u212a]", "[K]"), ("e\u0301☃", "é☃")):
+        ids = encode_prompt(tokenizer, conversation(content))
+        assert ids == [262, *plain.encode(), 260], content
 
 
 if __name__ == "__main__":
