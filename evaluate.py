@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from common import (UserError, model_directory, parse, pick_device, refuse, run_settings, script,
-                    setting, torch_rng, user_errors)
+from common import (UserError, digest, model_directory, parse, pick_device, refuse, run_settings,
+                    script, setting, torch_rng, user_errors)
 from data import (encode_prompt, held_out_problems, hold_out, load_reward, read_prompts,
                   reward_answers)
 from pretrained import load_pretrained
@@ -96,12 +96,13 @@ class Config:
                    why="with --chat")
 
 
-def started_from(run: dict) -> str:
-    """The directory of the model that a run with these settings started from; "" without one."""
-    noted = run.get("inputs", {}).get("model", {}).get("path") or run.get("model")
+def started_from(run: dict) -> tuple[str, str]:
+    """The model that a run with these settings started from: directory, "" without one, and SHA-256,
+    "" if it wasn't noted."""
+    noted = run.get("inputs", {}).get("model", {})
     # what a run that didn't note it takes if no --model is given
     default = "" if run.get("algorithm", "sft") == "sft" else "runs/sft"
-    return noted or default
+    return noted.get("path") or run.get("model") or default, noted.get("sha256", "")
 
 
 def load_reference(path: str, config, run: dict, model, tokenizer, length: int):
@@ -109,13 +110,17 @@ def load_reference(path: str, config, run: dict, model, tokenizer, length: int):
 
     ValueError if it can't read what `model` writes: rows of `length` ids, each of which must mean
     the same to both."""
-    start = config.reference or started_from(run)
+    start, sha256 = (config.reference, "") if config.reference else started_from(run)
     if not start:
         return None
     files = [Path(start) / "config.json", Path(start) / "model" / "config.json"]
+    lost = ""
     if not config.reference and not any(file.is_file() for file in files):
-        print(f"{path}: {start}, which it started from, isn't there any more: KL is left out",
-              file=sys.stderr)
+        lost = "isn't there any more"
+    elif sha256 and digest(Path(start)) != sha256:
+        lost = "is another model now"
+    if lost:
+        print(f"{path}: {start}, which it started from, {lost}: KL is left out", file=sys.stderr)
         return None
     device = model.lm_head.weight.device
     reference, other = load_pretrained(model_directory(start), torch.float32, device)

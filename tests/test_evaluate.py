@@ -80,8 +80,7 @@ def test_kl_is_measured_to_the_model_that_the_run_started_from(place, trained, h
     assert expected > 0.01 and measured(capsys, trained, *FEW)["kl"] == expected
 
     start = str(place / "sft" / "model")
-    inputs = {"model": {"path": start, "sha256": "0"}}
-    noted = changed(trained, here / "noted", model="", inputs=inputs)
+    noted = changed(trained, here / "noted", model="")
     assert measured(capsys, noted, *FEW)["kl"] == expected
     unnoted = changed(trained, here / "unnoted", model=start, inputs=None)
     assert measured(capsys, unnoted, *FEW)["kl"] == expected
@@ -111,6 +110,18 @@ def test_a_start_that_is_gone_costs_the_kl_alone(trained, here, capsys):
     out, err = capsys.readouterr()
     assert "kl" not in json.loads(out) and "sampled" in json.loads(out)
     assert len(err.splitlines()) == 1 and "gone" in err and "KL is left out" in err
+
+
+def test_another_model_in_the_start_s_place_is_not_the_start(place, trained, here, capsys):
+    shutil.copytree(place / "sft" / "model", here / "start")
+    inputs = json.loads((trained / "config.json").read_text())["inputs"]
+    run = changed(trained, here / "run", inputs={"model": {**inputs["model"], "path": "start"}})
+    assert "kl" in measured(capsys, run, *FEW)
+    shutil.copy(trained / "model" / "model.safetensors", here / "start")
+    evaluate.main([str(run), *FEW, "--json"])
+    out, err = capsys.readouterr()
+    assert "kl" not in json.loads(out)
+    assert len(err.splitlines()) == 1 and "start, which it started from, is another model" in err
 
 
 @pytest.mark.parametrize("size, length, tokenizer, message", [

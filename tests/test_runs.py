@@ -248,7 +248,7 @@ def inputs(place, tmp_path):
 def ppo(inputs, *more):
     return ["--model", str(inputs / "start"), "--data", str(inputs / "sft.jsonl"),
             "--out", str(inputs / "run"), "--max-new-tokens", "6", "--prompts-per-step", "4",
-            "--steps", "1", "--eval-every", "0", *more]
+            "--steps", "1", *more]
 
 
 def damage(file):
