@@ -335,7 +335,7 @@ def other_pairs_each_time(monkeypatch):
     -> the calls so far, a list"""
     calls = []
 
-    def sample(policy, tokenizer, n, seed, max_new_tokens, held_out=False):
+    def sample(policy, tokenizer, n, seed, max_new_tokens, held_out, micro_batch_tokens):
         generator, pairs = torch.Generator().manual_seed(len(calls)), []
         for a, b, c in torch.randint(1, 99, (n, 3), generator=generator).tolist():
             texts = [f"<think>{a}</think>{x}<|endoftext|>" for x in (b, c + 100)]
