@@ -503,6 +503,9 @@ class Run:
         self.path.mkdir(parents=True, exist_ok=True)
         if not lock(self.path):
             raise UserError(f"{self.path}: another process is training into it")
+        # What a killed process left. Nobody else gives a file such a name.
+        for name in (*(f".{own}.unfinished" for own in self.own), ".model.replaced"):
+            remove(self.path / name)
         if self.held != self._look()[1] and not self.config.resume:
             raise UserError(f"{self.path}: holds a run already, which another process has just "
                             "begun: expected another --out")
@@ -689,9 +692,6 @@ class Run:
         new, old, final = (self.path / name for name in names)
         note = {"algorithm": self.config.algorithm, "step": max(self.first_step, self.config.steps)}
         with self._writing(new.name):
-            # a killed run's
-            remove(new)
-            remove(old)
             save_pretrained(model, tokenizer, new)
             (new / MODEL_NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
             for file in new.iterdir():

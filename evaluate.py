@@ -9,6 +9,7 @@ problems of the built-in task), with its reward, length and temperature, and its
 that it started from. Flags overrule each of them. A plain model directory has the built-in task and
 no reference. For pass@k an answer is right if its reward is over 0.5.
 """
+import contextlib
 import json
 import math
 import sys
@@ -188,7 +189,9 @@ def main(argv=None) -> None:
         if config.chat:
             return chat(model, tokenizer, config)
         longest = model.config.max_seq_len - config.max_new_tokens
-        examples, reward = load_examples(path, config, run, tokenizer, longest)
+        # what is said of the data must not stand before the JSON object
+        with contextlib.redirect_stdout(sys.stderr):
+            examples, reward = load_examples(path, config, run, tokenizer, longest)
         length = max(len(e["ids"]) for e in examples) + config.max_new_tokens
         reference = load_reference(path, config, run, model, tokenizer, length)
 

@@ -194,3 +194,12 @@ def test_what_counts_as_right_is_said(trained, capsys):
     assert "reward is over 0.5" in " ".join(capsys.readouterr().out.split())
     evaluate.main([str(trained), *FEW])
     assert "reward is over 0.5" in capsys.readouterr().out
+
+
+def test_json_is_all_that_stdout_holds(trained, place, tmp_path, capsys):
+    """Also where the data has rows that can't be used."""
+    rows = (place / "sft.jsonl").read_text() + "\n" + json.dumps({"prompt": "", "good": "a"})
+    (tmp_path / "some.jsonl").write_text(rows)
+    evaluate.main([str(trained), "--data", str(tmp_path / "some.jsonl"), *FEW, "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["problems"] == 4 and "dropped 1 of 61 examples" in said.err

@@ -224,12 +224,13 @@ def test_an_older_model_does_not_make_a_longer_run_finished(place, tmp_path, mon
 def test_a_model_that_does_not_say_of_which_step_it_is_is_written_anew(place, tmp_path):
     run = tmp_path / "run"
     train_sft.main(sft(place, run, "--steps", "3"))
-    good = result(run)
+    good, note = result(run), {"algorithm": "sft", "step": 3}
+    assert json.loads((run / "model" / "run.json").read_text()) == note
     (run / "model" / "run.json").unlink()
     (run / "model" / "model.safetensors").write_bytes(b"of an unknown step")
     train_sft.main(["--out", str(run), "--resume"])
     assert result(run) == good
-    assert json.loads((run / "model" / "run.json").read_text()) == {"algorithm": "sft", "step": 3}
+    assert json.loads((run / "model" / "run.json").read_text()) == note
 
 
 @pytest.fixture
@@ -334,7 +335,7 @@ def other_pairs_each_time(monkeypatch):
     -> the calls so far, a list"""
     calls = []
 
-    def sample(policy, tokenizer, n, seed, max_new_tokens, held_out=False):
+    def sample(policy, tokenizer, n, seed, max_new_tokens, held_out, micro_batch_tokens):
         generator, pairs = torch.Generator().manual_seed(len(calls)), []
         for a, b, c in torch.randint(1, 99, (n, 3), generator=generator).tolist():
             texts = [f"<think>{a}</think>{x}<|endoftext|>" for x in (b, c + 100)]
@@ -460,6 +461,26 @@ def test_a_kill_while_the_model_is_replaced_leaves_nothing(place, tmp_path, monk
     assert result(run) == result(whole)
 
 
+def test_a_kill_while_the_old_model_is_removed_leaves_nothing(place, tmp_path, monkeypatch, capsys):
+    """The run is finished then, and a part of a checkpoint may lie there from an earlier kill."""
+    whole, run, remove = tmp_path / "whole", tmp_path / "run", common.remove
+
+    def until(path):
+        if path.name == ".model.replaced" and path.exists():
+            raise KeyboardInterrupt
+        remove(path)
+    for out in (whole, run):
+        train_sft.main(sft(place, out, "--steps", "2"))
+    train_sft.main(["--out", str(whole), "--resume", "--steps", "3"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common, "remove", until)
+        train_sft.main(["--out", str(run), "--resume", "--steps", "3"])
+    (run / ".checkpoint.pt.unfinished").write_bytes(b"half")
+    assert (run / ".model.replaced").exists()
+    status, _ = stopped(lambda: train_sft.main(["--out", str(run), "--resume"]), capsys)
+    assert not status and result(run) == result(whole)
+
+
 @pytest.mark.parametrize("name", ["model", "metrics.csv"])
 @pytest.mark.parametrize("dangling", [False, True], ids=["", "dangling"])
 def test_overwrite_removes_a_link_and_not_what_it_leads_to(place, tmp_path, name, dangling):
@@ -490,6 +511,10 @@ def test_after_a_kill_while_overwriting_a_run_can_be_overwritten(place, tmp_path
     run, same = tmp_path / "run", tmp_path / "same"
     train_sft.main(sft(place, run, "--steps", "2"))
     again = sft(place, run, "--steps", "1", "--overwrite")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(common.shutil, "rmtree", killed)
+        train_sft.main(again)
+    assert (run / "model").exists()
     for function in ("_write", "_checkpoint"):
         kill_in(monkeypatch, function, train_sft.main, again)
     train_sft.main(again)
