@@ -22,7 +22,6 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-import matplotlib.pyplot  # noqa: E402, F401  (imported once, not in every fork)
 import torch  # noqa: E402
 
 import train_dpo  # noqa: E402

@@ -13,6 +13,7 @@ import train_ppo
 import train_rm
 import train_sft
 from common import RunConfig, UserError, pick_device
+from conftest import DRAW
 import rollout as rollout_module
 from model import Block, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
@@ -490,7 +491,8 @@ def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, scr
 
 # ------------------------------------------------------------------------------------------------------ what a run leaves behind
 
-def test_a_run_writes_what_the_readme_says(place):
+def test_a_run_writes_what_the_readme_says(place, monkeypatch):
+    monkeypatch.setattr(train_grpo.Run, "plot", DRAW)
     run = place / "files"
     train_grpo.main(rl(place, "files", *GRPO, "--steps", "2"))
     assert {p.name for p in run.iterdir()} == {"config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model"}
@@ -501,6 +503,7 @@ def test_a_run_writes_what_the_readme_says(place):
     samples = (run / "samples.txt").read_text()
     assert "=== step 0: eval_greedy" in samples and "=== step 2: eval_greedy" in samples
     assert json.loads((run / "config.json").read_text())["group_size"] == 4
+    assert (run / "curves.png").stat().st_size > 20000
 
 
 def test_micro_batches_never_change_the_result(place):
