@@ -656,19 +656,19 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
     given = ["--beta", beta, "--nll-coef", nll_coef] if beta else []
     diary, rows, run = train(
         train_dpo, "--model", place / "sft", "--data", tmp_path / "pairs.jsonl", "--steps", 5,
-        "--batch-size", 7, "--lr", 0.005, "--seed", 3, "--micro-batch-tokens", 60,
+        "--batch-size", 7, "--lr", 0.005, "--seed", 1, "--micro-batch-tokens", 60,
         "--eval-every", 2, "--eval-problems", 5, "--loss", name, *given, *PREFERENCES[name])
     if not given:
         beta, nll_coef = {"simpo": 2.0}.get(name, 0.1), {"kto": 0.0}.get(name, 1.0)
-    batches, held_out = batches_of_pairs(diary, pairs, 7, 3)
+    batches, held_out = batches_of_pairs(diary, pairs, 7, 1)
     reference, adam, points = frozen(start), AdamW((0.9, 0.95), 0.0, start), []
     for step, (entries, row) in enumerate(zip(diary.steps(), rows, strict=True)):
         [taken], [update] = entries.of("take"), entries.of("update")
         tokens, point = sum(len(c) + len(r) for _, c, r in batches[step]), None
         if name == "kto":
             # KL(π‖ref), which is never below 0, from answers to other prompts.
-            point = max(0.0, mean(mismatched_ratios(taken, pairs, update.exact, reference)))
-            points.append(point)
+            points.append(mean(mismatched_ratios(taken, pairs, update.exact, reference)))
+            point = max(0.0, points[-1])
             tokens += sum(len(pair["mismatched"]) for pair in taken.result)
 
         found = {name: [] for name in ("loss", "chosen", "rejected", "good", "bad")}
@@ -704,7 +704,9 @@ def test_preferences(place, tmp_path, train, name, beta, nll_coef):
             expected["eval_pairs"] = ranked_right(policy, reference, held_out)
         assert_row(row, expected, tokens)
     assert any(0 < float(row["eval_pairs"] or 0) < 1 for row in rows)
-    assert name != "kto" or min(points) == 0 and max(points) > 0.3
+    if name == "kto":
+        # With the defaults the estimate falls below 0, where the point stays at 0.
+        assert max(points) > 0.3 and (given or min(points) < -0.3)
     assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
     assert_passes(diary, 60, rows=2)
 
