@@ -97,7 +97,7 @@ MUTATIONS = [
     Mutation("25b", "The same in SFT", "as above", "huggingface/trl#2995", "train_sft.py", "denominator=mask.sum())", "denominator=mask[rows].sum())", "test_scripts.py"),
     Mutation("26", "Dr. GRPO that still divides by each answer's length", "only one of its two changes: the length bias stays", "", "train_grpo.py",
              '"dr_grpo":      ("grpo",      "seq-sum",', '"dr_grpo":      ("grpo",      "seq-mean",', "test_steps.py::test_grpo"),
-    Mutation("27", "IPO on summed log-probs where averaged ones are meant", "the margin to reach depends on the answers' lengths", "huggingface/trl#1677", "train_dpo.py",
+    Mutation("27", "IPO on summed log-probs where averaged ones are meant", "the margin's target depends on the answers' lengths", "huggingface/trl#1677", "train_dpo.py",
              "ipo_loss(chosen / n_chosen, rejected / n_rejected, ref_chosen / n_chosen, ref_rejected / n_rejected, beta, P)", "ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, P)", "test_scripts.py"),
     Mutation("28", "No warm-up: the critic's noise moves the policy", "garbage advantages wreck the policy before the critic has learned", "CarperAI/trlx#345", "train_ppo.py",
              "if step >= config.critic_warmup:\n                        logp", "if True:\n                        logp", "test_scripts.py"),
