@@ -217,7 +217,7 @@ def main(argv=None) -> None:
         return
     for name, value in result.items():
         print(f"{name:10} {value:.3f}" if isinstance(value, float) else f"{name:10} {value}")
-    print("\npass@k: the chance that one of k answers is right, which is: its reward is over 0.5")
+    print("\npass@k: the chance that one of k answers is right. Right: its reward is over 0.5")
     print("\nsampled answers [reward]:")
     for row in zip(repeated[::config.samples][:8], responses[::config.samples], rewards[::config.samples]):
         print("  " + sample_line(tokenizer, *row))
