@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import data
+import rollout as rollout_module
 import train_dpo
 import train_grpo
 import train_ppo
@@ -14,7 +15,6 @@ import train_rm
 import train_sft
 from common import RunConfig, UserError, pick_device
 from conftest import DRAW
-import rollout as rollout_module
 from model import Block, ScalarModel, Transformer
 from pretrained import load_pretrained, load_scalar_model, save_pretrained
 from rollout import token_log_probs
@@ -366,6 +366,23 @@ def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
                     "--batch-size", "4", "--loss", "ipo"])
     (_, _, mask), logp = next((arguments, result) for arguments, result in scored if result.requires_grad)
     torch.testing.assert_close(torch.cat(calls[0][0][:2]), logp.sum(1) / mask.sum(1))
+
+
+def test_pairs_that_just_fit_the_context_are_kept_and_mismatched_answers_are_cut_to_it(
+        place, tmp_path, monkeypatch, capsys):
+    """The context is 64 tokens: a prompt of 2, an answer of 61, and the stop token."""
+    lines = [{"prompt": f"{i}:", "chosen": "a" * 61, "rejected": "b"} for i in range(8)]
+    lines += [{"prompt": f"{i}" * 50 + ":", "chosen": "a", "rejected": "b"} for i in range(8)]
+    lines += [{"prompt": "9:", "chosen": "a", "rejected": "b" * 62}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    calls = watch(monkeypatch, train_dpo, "pad_pairs")
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(tmp_path / "pairs.jsonl"), "--steps", "1",
+                    "--loss", "kto", "--batch-size", "16", "--out", str(tmp_path / "run")])
+    assert "dropped 1 of 17 examples, longer than the context of 64 tokens (first: line 17)" in capsys.readouterr().out
+    pairs, rows = calls[0][0][0], [len(p["prompt"]) + len(p["mismatched"]) for p in calls[0][0][0]]
+    assert any(len(p["prompt"]) + len(p["chosen"]) == 64 for p in pairs)
+    # of a long prompt with an answer of 62 tokens, cut; such a pair is among them
+    assert max(rows) == 64 and any(len(p["prompt"]) > 50 and row == 64 for p, row in zip(pairs, rows))
 
 
 @pytest.mark.parametrize("size", ["24", "100000"])
