@@ -71,7 +71,7 @@ class Config(RunConfig):
     epochs: int = setting(1, "passes over each step's answers", low=1)
     minibatches: int | None = setting(None, "updates a pass; 2, and 1 for reinforce, if not given; with 1 and one epoch, the ratio is always 1",
                                       low=1)
-    kl_coef: float | None = setting(None, "β, weight of the KL penalty; the paper's kind, 0.01 or 0, if not given", low=0.0)
+    kl_coef: float | None = setting(None, "β, weight of the KL penalty; the method's, 0.01 or 0, if not given", low=0.0)
     kl_in: str | None = setting(None, "what holds the KL; the advantage's, if not given", choices=("loss", "reward"))
     kl_estimator: str = setting("k3", "of the KL in the loss; in the reward it is k1", choices=tuple(KL))
     kl_target: float = setting(0.0, "nats an answer that an adaptive β steers to; 0: β is fixed", low=0.0)
