@@ -152,7 +152,7 @@ def test_runs_of_blanks_take_linear_time(tokenizer):
         tokenizer.encode(" " * n + "ab " * 40_000)
         return time.perf_counter() - started
     quarter, half, whole = (min(seconds(n) for _ in range(3)) for n in (20_000, 40_000, 80_000))
-    assert half < 0.1 and whole < 8 * quarter
+    assert half < 0.5 and whole < 8 * quarter
 
 
 def test_decoding(recorded):
