@@ -145,10 +145,11 @@ def resumed(config, given: dict):
         saved = json.loads(file.read_text(encoding="utf-8"))
         if saved.pop("algorithm") != config.algorithm:
             raise ValueError("another algorithm")
-        # Run compares the inputs; a run of before they were noted has none.
-        [note["sha256"] for note in saved.pop("inputs", {}).values()]
+        # Run compares the inputs, so each must have its digest. A run of before they were noted has none.
+        for note in saved.pop("inputs", {}).values():
+            note["sha256"]
         old = type(config)(**{**saved, "out": config.out})
-    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not the settings of a run of {config.algorithm}: {error!r}") from error
     differ = [f"--{name.replace('_', '-')} is {value!r}, but the run in {run_path(config)} was started with {getattr(old, name)!r}"
               for name, value in given.items() if name not in MAY_CHANGE and value != getattr(old, name)]
@@ -261,7 +262,7 @@ def trained(run: str, train, config) -> str:
     model = Path(run) / "model" / "config.json"
     if there(model):
         return run
-    if getattr(config, "resume", False):
+    if config.resume:
         raise UserError(f"{run} is not there any more, "
                         f"but the run in {run_path(config)} started from it")
     lock_or_wait(Path(run))

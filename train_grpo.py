@@ -248,7 +248,7 @@ def main(argv=None) -> None:
                "eval_greedy": "", "eval_sampled": ""}
         if run.due(step, config.eval_every):
             row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward, held_out, config.max_new_tokens, config.temperature,
-                                             config.micro_batch_tokens))
+                                                  config.micro_batch_tokens))
         skipped = {"skipped": f"{int(no_signal.sum())} groups"} if skips else {}
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}", **skipped})

@@ -196,7 +196,7 @@ def main(argv=None) -> None:
         if run.due(step, config.eval_every) and (reward or not config.data):
             # on a reward model, what counts is still the truth: the verifier of the built-in task
             row |= run.sample(step + 1, *evaluate(policy, tokenizer, reward or sum_reward, held_out, config.max_new_tokens, config.temperature,
-                                             config.micro_batch_tokens))
+                                                  config.micro_batch_tokens))
         run.log(row, {"reward": f"{row['reward']:.3f}", "kl": f"{row['kl']:.4f}", "length": f"{row['response_length']:.1f}",
                       "tok/s": f"{row['tokens_per_second']:,.0f}"})
         kl_coef = next_kl_coef

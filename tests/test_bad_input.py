@@ -116,6 +116,7 @@ def bad(place, tmp_path_factory):
     shutil.copy(place / "sft" / "checkpoint.pt", run("other") / "checkpoint.pt")
     (run("lost") / "checkpoint.pt").unlink()
     (run("settings_cut") / "config.json").write_text('{"algorithm": "grpo", "ste')
+    (run("settings_deep") / "config.json").write_text("[" * 100_000)
     (run("settings_other") / "config.json").write_text('{"algorithm": "grpo", "colour": "red"}')
     (run("metrics_cut") / "metrics.csv").write_text("step\n")
     shutil.rmtree(run("unfinished") / "model")
@@ -270,6 +271,7 @@ CASES = [
     (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from: ValueError: it is of sft"),
     (GRPO, ["--out", "{bad}/lost", "--resume", "--steps", "4"], "lost/checkpoint.pt: can't be resumed from"),
     (GRPO, ["--out", "{bad}/settings_cut", "--resume"], "settings_cut/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/settings_deep", "--resume"], "settings_deep/config.json: not the settings of a run of grpo"),
     (GRPO, ["--out", "{bad}/settings_other", "--resume"], "settings_other/config.json: not the settings of a run of grpo"),
     (GRPO, ["--out", "{bad}/metrics_cut", "--resume", "--steps", "4"], "metrics.csv: has 5 bytes, expected"),
     # what isn't a run's stays, also with --overwrite
