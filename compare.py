@@ -23,7 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from common import UserError, parse, read_csv, read_metrics, save_figure, script, setting
+from support.cli import UserError, parse, script, setting
+from support.plot import save_figure
+from support.run import read_csv, read_metrics
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"

@@ -18,13 +18,16 @@ from pathlib import Path
 
 import torch
 
-from common import (UserError, digest, model_directory, parse, pick_device, refuse, run_settings,
-                    script, setting, torch_rng, user_errors)
-from data import (encode_prompt, held_out_problems, hold_out, load_reward, read_prompts,
-                  reward_answers)
-from pretrained import load_pretrained
+from support.cli import UserError, parse, refuse, script, setting, user_errors
+from support.models import pick_device, torch_rng
+from support.run import digest, model_directory, run_settings
+from support.data import encode_prompt, hold_out
+from support.rewards import load_reward, reward_answers
+from support.rl import read_prompts
+from task import held_out_problems
+from support.pretrained import load_pretrained
 from rollout import generate, in_micro_batches, token_kl
-from tokenizer import same_tokenizer
+from support.tokenizer import same_tokenizer
 
 
 def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None,

@@ -3,17 +3,17 @@
 One layout everywhere: right padding, prompt then response then padding. `generate` writes into it directly: each row goes on at
 its own length. What is sampled is what is scored: softmax(logits / temperature) in float32, no top-k, no top-p.
 """
-import copy
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from losses import entropy, gather_log_probs, kl_exact
 from model import KVCache
+from support.models import autocast_copy
+from support.parallel import rank, summed, world
 
 # floats; no more logits than this (64 MiB) exist at a time, whatever the vocabulary; with their softmax and its gradient five times as
 # many numbers. Smaller chunks save little and cost time: the gradient of the head's weight is summed once a chunk, in copies of its own
@@ -46,25 +46,6 @@ def concatenate(rollouts: list[Rollout]) -> Rollout:
     """The rows of several rollouts, as one, padded to the longest."""
     columns = zip(*(vars(rollout).values() for rollout in rollouts))
     return Rollout(*(stack_rows(column) for column in columns))
-
-
-def autocast_copy(model: nn.Module) -> nn.Module:
-    """Under bfloat16 autocast, the model with its matrices in bfloat16; without autocast, the model itself. Not for training.
-
-    Autocast rounds float32 matrices anew in every product, so that each decoded token would read them all in float32. The copy
-    computes the same, bit for bit: what autocast leaves in float32 (embeddings, norms, the scalar head) is shared with the model."""
-    device = next(model.parameters()).device.type
-    if not torch.is_autocast_enabled(device):
-        return model
-
-    def rounded(module, name=""):
-        twin = copy.copy(module)
-        twin._modules = {name: rounded(child, name) for name, child in module._modules.items()}
-        if isinstance(module, nn.Linear) and name != "score":
-            twin._parameters = {name: p if p is None else nn.Parameter(p.detach().to(torch.get_autocast_dtype(device)), requires_grad=False)
-                                for name, p in module._parameters.items()}
-        return twin
-    return rounded(model)
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,25 +198,6 @@ def sequence_scores(reward_model, tokens: Tensor, mask: Tensor) -> Tensor:
 def row_lengths(mask: Tensor) -> Tensor:
     """One more than the column of the row's last action; at least 1. (B, T) -> (B,)"""
     return (mask.bool() * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(1).clamp(min=1)
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world() -> int:
-    """The processes of this run. Each has the whole batch, and computes a share of its rows."""
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def summed(x):
-    """The sum over all processes of a tensor (in place), a number, or each number in a dict, whose entries a process may lack."""
-    if world() > 1 and isinstance(x, Tensor):
-        dist.all_reduce(x)
-    elif world() > 1:
-        dist.all_gather_object(parts := [None] * world(), x)
-        x = {name: sum(part.get(name, 0.0) for part in parts) for name in parts[0]} if isinstance(x, dict) else sum(parts)
-    return x
 
 
 def micro_batches(mask: Tensor, max_tokens: int, split: bool = True) -> list[tuple[Tensor, int]]:

@@ -23,13 +23,16 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import (Run, RunConfig, model_directory, numpy_rng, parse, pick_device, refuse, script,
-                    setting, trained, user_errors)
-from data import held_out_problems, sum_reward, take
+from support.cli import RunConfig, parse, refuse, script, setting, user_errors
+from support.models import numpy_rng, pick_device
+from support.run import Run, model_directory, trained
+from support.data import take
+from task import held_out_problems, sum_reward
 from evaluate import evaluate
 from losses import dpo_loss, ipo_loss, kto_loss, orpo_loss, simpo_loss
-from pretrained import load_pretrained
-from rollout import in_micro_batches, micro_batches, summed, token_log_probs
+from support.pretrained import load_pretrained
+from rollout import in_micro_batches, micro_batches, token_log_probs
+from support.parallel import summed
 from train_rm import load_pairs, pad_pairs
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}

@@ -24,13 +24,19 @@ import torch
 
 import train_sft
 from advantages import grpo_advantages, reinforce_pp_advantages, remax_advantages, rloo_advantages, token_rewards
-from common import Run, RunConfig, UserError, model_directory, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
-from data import load_prompts, load_reward, reward_answers
+from support.cli import RunConfig, UserError, parse, refuse, script, setting, user_errors
+from support.models import pick_device, torch_rng
+from support.run import Run, model_directory, trained
+from support.rewards import load_reward, reward_answers
+from support.rl import load_prompts
 from evaluate import evaluate
 from losses import (adaptive_kl_coef, aggregate, cispo_loss, count_for, grpo_loss, gspo_loss, kl_k1, kl_k2, kl_k3, masked_mean,
                     policy_gradient_loss)
-from pretrained import load_pretrained
-from rollout import autocast_copy, concatenate, generate, in_micro_batches, micro_batches, stack_rows, summed, token_kl, token_log_probs
+from support.pretrained import load_pretrained
+from rollout import (concatenate, generate, in_micro_batches, micro_batches, stack_rows,
+    token_kl, token_log_probs)
+from support.models import autocast_copy
+from support.parallel import summed
 
 # What the name of an advantage stands for, in its paper
 ADVANTAGES = {      # loss         average       KL in     β

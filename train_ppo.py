@@ -20,14 +20,21 @@ import torch
 import train_rm
 import train_sft
 from advantages import gae, token_rewards, whiten
-from common import Run, RunConfig, UserError, model_directory, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
-from data import load_prompts, load_reward, reward_answers, sum_reward
+from support.cli import RunConfig, UserError, parse, refuse, script, setting, user_errors
+from support.models import pick_device, torch_rng
+from support.run import Run, model_directory, trained
+from support.rewards import load_reward, reward_answers
+from support.rl import load_prompts
+from task import sum_reward
 from evaluate import evaluate
 from losses import adaptive_kl_coef, count_for, kl_k1, kl_k3, masked_mean, ppo_policy_loss, value_loss
 from model import ScalarModel
-from pretrained import load_pretrained, load_scalar_model
-from rollout import autocast_copy, generate, in_micro_batches, micro_batches, sequence_scores, summed, token_kl, token_log_probs, token_values
-from tokenizer import same_tokenizer
+from support.pretrained import load_pretrained, load_scalar_model
+from rollout import (generate, in_micro_batches, micro_batches, sequence_scores, token_kl,
+    token_log_probs, token_values)
+from support.models import autocast_copy
+from support.parallel import summed
+from support.tokenizer import same_tokenizer
 
 
 @dataclass(kw_only=True)

@@ -13,13 +13,18 @@ from typing import ClassVar
 import torch
 
 import train_sft
-from common import Run, RunConfig, UserError, model_directory, numpy_rng, parse, pick_device, refuse, script, setting, torch_rng, trained, user_errors
-from data import encode, encode_completion, encode_prompt, hold_out, pad_batch, read_jsonl, sum_problems, sum_reward, take, usable
+from support.cli import RunConfig, UserError, parse, refuse, script, setting, user_errors
+from support.models import numpy_rng, pick_device, torch_rng
+from support.run import Run, model_directory, trained
+from support.data import (encode, encode_completion, encode_prompt, hold_out, pad_batch,
+    read_jsonl, take, usable)
+from task import sum_problems, sum_reward
 from evaluate import answer
 from losses import reward_model_loss
 from model import ScalarModel
-from pretrained import load_pretrained
-from rollout import micro_batches, sequence_scores, summed
+from support.pretrained import load_pretrained
+from rollout import micro_batches, sequence_scores
+from support.parallel import summed
 
 
 @dataclass(kw_only=True)

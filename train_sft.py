@@ -12,15 +12,18 @@ from typing import ClassVar
 
 import torch
 
-from common import Run, RunConfig, model_directory, numpy_rng, parse, pick_device, script, setting, user_errors
-from data import (REASON_SHARE, demonstration, encode_prompt, held_out_problems, hold_out, pad_batch, read_demonstrations, sum_problems,
-                  sum_reward, take)
+from support.cli import RunConfig, parse, script, setting, user_errors
+from support.models import numpy_rng, pick_device
+from support.run import Run, model_directory
+from support.data import encode_prompt, hold_out, pad_batch, read_demonstrations, take
+from task import REASON_SHARE, demonstration, held_out_problems, sum_problems, sum_reward
 from evaluate import evaluate
 from losses import sft_loss
 from model import ModelConfig, Transformer
-from pretrained import load_pretrained
-from rollout import in_micro_batches, micro_batches, summed, token_log_probs
-from tokenizer import builtin_tokenizer
+from support.pretrained import load_pretrained
+from rollout import in_micro_batches, micro_batches, token_log_probs
+from support.parallel import summed
+from support.tokenizer import builtin_tokenizer
 
 MAX_NEW_TOKENS = 32                     # of an answer, in evaluations
 SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128, rope_theta=100.0, qk_norm=True)      # 0.8 M parameters

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 
-from common import setting  # noqa: E402
+from support.cli import setting  # noqa: E402
 
 
 @dataclass(kw_only=True)

@@ -11,7 +11,8 @@ from bench import BenchConfig, report
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from common import parse, pick_device, script, setting
+from support.cli import parse, script, setting
+from support.models import pick_device
 from rollout import generate
 from rollout_speed import builtin_size
 

@@ -17,7 +17,7 @@ import torch  # noqa: E402
 
 import rollout  # noqa: E402
 from losses import entropy  # noqa: E402
-from pretrained import load_pretrained  # noqa: E402
+from support.pretrained import load_pretrained  # noqa: E402
 
 ROWS, LENGTH = 16, 256
 

@@ -15,11 +15,12 @@ from bench import BenchConfig, decode_limit, interleaved, limits, product_dtype,
 import numpy as np
 import torch
 
-from common import parse, pick_device, script, setting
+from support.cli import parse, script, setting
+from support.models import pick_device
 from model import ModelConfig, Transformer
-from pretrained import load_pretrained, save_pretrained
+from support.pretrained import load_pretrained, save_pretrained
 from rollout import generate
-from tokenizer import builtin_tokenizer
+from support.tokenizer import builtin_tokenizer
 from train_sft import SMALL
 
 

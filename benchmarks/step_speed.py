@@ -24,9 +24,12 @@ import torch
 import train_dpo
 import train_grpo
 import train_sft
-from common import model_directory, parse, pick_device, read_metrics, script, setting, trained
-from data import demonstration, encode_prompt, sum_problems, sum_reward
-from pretrained import load_pretrained
+from support.cli import parse, script, setting
+from support.models import pick_device
+from support.run import model_directory, read_metrics, trained
+from support.data import encode_prompt
+from task import demonstration, sum_problems, sum_reward
+from support.pretrained import load_pretrained
 
 WARM_UP = 2
 
@@ -97,7 +100,7 @@ def main() -> None:
         folder = Path(folder)
         for name, rows in (("prompts", problems), ("pairs", pairs), ("shown", shown)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "reward.py").write_text("from data import sum_reward\n")
+        (folder / "reward.py").write_text("from task import sum_reward\n")
         flags = ["--model", str(start), "--lr", "1e-5", "--data"]
         work = {
             "GRPO": (train_grpo.main, [*flags, f"{folder}/prompts.jsonl", "--reward", f"{folder}/reward.py:sum_reward",

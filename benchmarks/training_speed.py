@@ -15,9 +15,11 @@ from bench import BenchConfig, clock, interleaved, limits, product_dtype, report
 
 import torch
 
-from common import UserError, parse, pick_device, save_figure, script, setting
+from support.cli import UserError, parse, script, setting
+from support.models import pick_device
+from support.plot import save_figure
 from model import ModelConfig, Transformer
-from pretrained import load_pretrained
+from support.pretrained import load_pretrained
 from rollout import token_log_probs
 
 SMALL = ModelConfig(vocab_size=4096, dim=256, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=512, max_seq_len=1024)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import train_sft
-from common import Run, read_metrics
+from support.run import Run, read_metrics
 from model import ModelConfig, Transformer
-from pretrained import save_pretrained
-from tokenizer import builtin_tokenizer
+from support.pretrained import save_pretrained
+from support.tokenizer import builtin_tokenizer
 
 torch.set_num_threads(1)                 # of tensors this small, two threads mostly wait for each other
 

@@ -16,11 +16,11 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import script
+from support.cli import script
 from conftest import CHAT_TEMPLATE
 from model import ScalarModel, Transformer
-from pretrained import load_pretrained, save_pretrained
-from tokenizer import Tokenizer, builtin_tokenizer
+from support.pretrained import load_pretrained, save_pretrained
+from support.tokenizer import Tokenizer, builtin_tokenizer
 
 SFT, RM, DPO, GRPO, PPO = train_sft, train_rm, train_dpo, train_grpo, train_ppo
 SCRIPTS = [SFT, RM, DPO, GRPO, PPO]

@@ -18,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]  
 from test_policy_gradient import ACTION, MASK, STATE, World
 
 from advantages import gae, grpo_advantages, rloo_advantages, token_rewards
-from common import save_figure
+from support.plot import save_figure
 from losses import aggregate, dpo_loss, kl_k2, kl_k3, policy_gradient_loss, ppo_policy_loss, reward_model_loss
 
 BETA, f64 = 0.5, torch.float64

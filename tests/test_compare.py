@@ -13,7 +13,7 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import UserError, parse
+from support.cli import UserError, parse
 
 SCRIPTS = {f"{module.__name__}.py": module for module in (train_sft, train_rm, train_dpo, train_grpo, train_ppo)}
 COMMANDS = {c for _, c in compare.METHODS.values()} | {c for e in compare.EXPERIMENTS.values() for c in e.runs.values()}

@@ -12,7 +12,7 @@ import train_dpo
 import train_grpo
 import train_ppo
 from advantages import grpo_advantages
-from common import parse
+from support.cli import parse
 from losses import dpo_loss, grpo_loss, kl_k3, masked_mean
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ def logged(file: str) -> set[str]:
     return {key.value for d in dicts for key in d.keys if key}
 
 
-@pytest.mark.parametrize("file", ["train_grpo.py", "train_ppo.py", "train_dpo.py", "common.py"])
+@pytest.mark.parametrize("file", ["train_grpo.py", "train_ppo.py", "train_dpo.py", "support/run.py"])
 def test_every_number_that_is_logged_is_explained(file):
     names = logged(file) | set(next(iter(ROWS.values()))) - {"run"}
     assert logged(file) and {name for name in names if f"`{name}`" not in PAGE} == set()

@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-import data
 import train_grpo
 import train_ppo
 import train_sft
-from common import UserError, numpy_rng
+from support.cli import UserError
+from support.models import numpy_rng
 from conftest import CHAT_TEMPLATE
-from data import (demonstration, encode_completion, encode_prompt, encode_turns, exact_reward,
-                  hold_out, load_prompts, load_reward, pad_batch, read_demonstrations, read_jsonl,
-                  read_prompts, reward_answers, sum_problems, sum_reward, take, usable, verify_sum)
+from support import data
+from support.data import (encode_completion, encode_prompt, encode_turns, hold_out, pad_batch,
+    read_demonstrations, read_jsonl, take, usable)
+from support.rewards import exact_reward, load_reward, reward_answers
+from support.rl import load_prompts, read_prompts
+from task import demonstration, sum_problems, sum_reward, verify_sum
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
-from pretrained import load_pretrained, load_scalar_model, save_pretrained
-from tokenizer import Tokenizer
+from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.tokenizer import Tokenizer
 
 
 # ------------------------------------------------------------------------------------------------------ the task

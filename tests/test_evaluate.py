@@ -8,11 +8,11 @@ import pytest
 
 import evaluate
 import train_grpo
-from common import UserError
-from data import load_prompts
+from support.cli import UserError
+from support.rl import load_prompts
 from model import ModelConfig, Transformer
-from pretrained import load_pretrained, save_pretrained
-from tokenizer import Tokenizer, builtin_tokenizer
+from support.pretrained import load_pretrained, save_pretrained
+from support.tokenizer import Tokenizer, builtin_tokenizer
 
 FEW = ["--problems", "4", "--samples", "2"]
 

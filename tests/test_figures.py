@@ -19,7 +19,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import compare
 import test_closed_form
 import training_speed
-from common import save_figure
+from support.plot import save_figure
 
 DOCS = ROOT / "docs"
 # The curves.png of a run of 20 minutes on downloaded weights: of it, nothing else is kept.

@@ -8,10 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rollout as rollout_module
-from common import RunConfig, pick_device
+from support.cli import RunConfig
+from support.models import pick_device
 from losses import entropy, gather_log_probs
 from model import KVCache, ModelConfig, ScalarModel, Transformer
-from rollout import autocast_copy, generate, in_micro_batches, sequence_scores, token_kl, token_log_probs
+from rollout import generate, in_micro_batches, sequence_scores, token_kl, token_log_probs
+from support.models import autocast_copy
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))                         # for the recorder below
 from model import ModelConfig, ScalarModel, Transformer
-from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from rollout import generate
-from tokenizer import builtin_tokenizer, save_tokenizer
+from support.tokenizer import builtin_tokenizer, save_tokenizer
 
 RECORD = Path(__file__).parent / "logits.json"
 SIZES = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -13,15 +13,17 @@ import pytest
 import torch
 from conftest import result
 
-import common
+from support import run as run_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import Run, UserError, script, trouble
+from support.cli import UserError, script
+from support.models import peak_memory_mb
+from support.run import Run, trouble
 from model import ScalarModel
-from pretrained import load_pretrained, save_pretrained
+from support.pretrained import load_pretrained, save_pretrained
 
 def flags(place, out, *more):
     return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--out", str(out),
@@ -152,7 +154,7 @@ def test_ppo_ends_when_one_optimizer_gets_nothing(place, tmp_path, monkeypatch, 
           "--critic-warmup", "0"]
     status, error = stopped(lambda: train_ppo.main(rl), capsys)
     assert status == 1 and NO_UPDATE in error.splitlines()[-1]
-    assert len(common.read_metrics(tmp_path / "run")) == 5
+    assert len(run_module.read_metrics(tmp_path / "run")) == 5
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(place, whole, tmp_path, monkeypatch, capsys):
@@ -454,7 +456,7 @@ def test_a_kill_while_the_model_is_replaced_leaves_nothing(place, tmp_path, monk
         train_sft.main(sft(place, out, "--steps", "2"))
     train_sft.main(["--out", str(whole), "--resume", "--steps", "3"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.os, "replace", until)
+        patch.setattr(run_module.os, "replace", until)
         train_sft.main(["--out", str(run), "--resume", "--steps", "3"])
     assert (run / ".model.unfinished").exists()
     train_sft.main(["--out", str(run), "--resume"])
@@ -463,7 +465,7 @@ def test_a_kill_while_the_model_is_replaced_leaves_nothing(place, tmp_path, monk
 
 def test_a_kill_while_the_old_model_is_removed_leaves_nothing(place, tmp_path, monkeypatch, capsys):
     """The run is finished then, and a part of a checkpoint may lie there from an earlier kill."""
-    whole, run, remove = tmp_path / "whole", tmp_path / "run", common.remove
+    whole, run, remove = tmp_path / "whole", tmp_path / "run", run_module.remove
 
     def until(path):
         if path.name == ".model.replaced" and path.exists():
@@ -473,7 +475,7 @@ def test_a_kill_while_the_old_model_is_removed_leaves_nothing(place, tmp_path, m
         train_sft.main(sft(place, out, "--steps", "2"))
     train_sft.main(["--out", str(whole), "--resume", "--steps", "3"])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common, "remove", until)
+        patch.setattr(run_module, "remove", until)
         train_sft.main(["--out", str(run), "--resume", "--steps", "3"])
     (run / ".checkpoint.pt.unfinished").write_bytes(b"half")
     assert (run / ".model.replaced").exists()
@@ -512,7 +514,7 @@ def test_after_a_kill_while_overwriting_a_run_can_be_overwritten(place, tmp_path
     train_sft.main(sft(place, run, "--steps", "2"))
     again = sft(place, run, "--steps", "1", "--overwrite")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(common.shutil, "rmtree", killed)
+        patch.setattr(run_module.shutil, "rmtree", killed)
         train_sft.main(again)
     assert (run / "model").exists()
     for function in ("_write", "_checkpoint"):
@@ -527,7 +529,8 @@ def test_after_a_kill_while_overwriting_a_run_can_be_overwritten(place, tmp_path
 TRAIN = """
 import sys, time
 from pathlib import Path
-from common import RunConfig, trained
+from support.cli import RunConfig
+from support.run import trained
 def train(argv):
     with open("log", "a") as log:
         print(*argv, file=log)
@@ -553,7 +556,7 @@ time.sleep(float(sys.argv[2]))
 FORK = """
 import os, sys, time
 from pathlib import Path
-from common import lock
+from support.run import lock
 lock(Path(sys.argv[1]))
 if os.fork():
     print(os.getpid(), flush=True)
@@ -602,11 +605,11 @@ def test_a_lock_is_free_when_its_process_is_killed_whatever_it_has_forked(tmp_pa
     holder = python(FORK, tmp_path, start_new_session=True)
     try:
         assert int(holder.stdout.readline()) == holder.pid
-        assert not common.lock(tmp_path)
+        assert not run_module.lock(tmp_path)
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
-        assert common.lock(tmp_path)
-        common.unlock(tmp_path)
+        assert run_module.lock(tmp_path)
+        run_module.unlock(tmp_path)
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
 
@@ -633,8 +636,8 @@ def test_peak_memory_is_of_the_device_that_is_used(monkeypatch):
     used = {torch.device("cuda:1"): 3 * 2 ** 20}
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: used.get(device, 0))
-    assert common.peak_memory_mb(torch.device("cuda:1")) == 3
-    assert 100 < common.peak_memory_mb(torch.device("cpu")) < 20000
+    assert peak_memory_mb(torch.device("cuda:1")) == 3
+    assert 100 < peak_memory_mb(torch.device("cpu")) < 20000
 
 
 def test_trouble_is_named():

@@ -6,17 +6,18 @@ import math
 import pytest
 import torch
 
-import data
 import rollout as rollout_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import RunConfig, UserError, pick_device
+from support import rl as rl_module
+from support.cli import RunConfig, UserError
+from support.models import pick_device
 from conftest import DRAW
 from model import Block, ScalarModel, Transformer
-from pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from rollout import token_log_probs
 
 
@@ -101,7 +102,7 @@ def test_no_script_trains_on_what_another_holds_out(place, tmp_path, monkeypatch
     file = tmp_path / "all.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     # where each script looks hold_out up; DPO has the reward model's, GRPO and PPO share another
-    calls = [watch(monkeypatch, module, "hold_out") for module in (train_sft, train_rm, data)]
+    calls = [watch(monkeypatch, module, "hold_out") for module in (train_sft, train_rm, rl_module)]
     for script in (train_sft, train_rm, train_dpo, train_grpo, train_ppo):
         flags = ["--model", str(place / "sft"), "--data", str(file), "--steps", "1",
                  "--eval-problems", "5", "--out", str(tmp_path / script.__name__)]

@@ -23,10 +23,10 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import Run
+from support.run import Run
 from model import ModelConfig, ScalarModel, Transformer
-from pretrained import load_pretrained, load_scalar_model, save_pretrained
-from tokenizer import builtin_tokenizer
+from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.tokenizer import builtin_tokenizer
 
 TOKENIZER = builtin_tokenizer()
 STOP = TOKENIZER.eos_id

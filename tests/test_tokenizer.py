@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))                         # for the recorder below
-from data import encode_completion, encode_prompt
-from tokenizer import builtin_tokenizer, load_tokenizer, same_tokenizer, save_tokenizer
+from support.data import encode_completion, encode_prompt
+from support.tokenizer import builtin_tokenizer, load_tokenizer, same_tokenizer, save_tokenizer
 
 RECORD = Path(__file__).parent / "tokenizer_ids.json"
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

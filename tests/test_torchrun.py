@@ -9,16 +9,17 @@ import pytest
 import torch
 from conftest import MEASURED
 
-import common
+from support import run as run_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from common import Run, RunConfig, UserError, read_metrics, script, trained
+from support.cli import RunConfig, UserError, script
+from support.run import Run, read_metrics, trained
 from kills import sample_pairs
-from pretrained import load_pretrained, load_scalar_model
-from rollout import rank, world
+from support.pretrained import load_pretrained, load_scalar_model
+from support.parallel import rank, world
 
 COMMON = ["--steps", "3", "--eval-every", "2", "--micro-batch-tokens", "40"]
 RL = [*COMMON, "--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--kl-target", "0.5"]
@@ -64,7 +65,7 @@ def all_runs(out):
         raise AssertionError("rewards may cost, or be random: they are the first process's")
     for module in (train_grpo, train_ppo) if rank() == 1 else ():
         module.load_reward = lambda *arguments: never
-        common.digest = common.lock = never
+        run_module.digest = run_module.lock = never
     for name in RUNS:
         train(name, out)
     rm_on_sampled_pairs_goes_on(out)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from model import ModelConfig, ScalarModel, Transformer
-from tokenizer import Tokenizer, load_tokenizer, parse_object, save_tokenizer
+from support.tokenizer import Tokenizer, load_tokenizer, parse_object, save_tokenizer
 
 FIELDS = {"vocab_size": "vocab_size", "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
           "n_kv_heads": "num_key_value_heads", "ffn_dim": "intermediate_size", "max_seq_len": "max_position_embeddings",
