@@ -1,4 +1,5 @@
-"""Every script, end to end, on tasks small enough for seconds: it learns, writes what the README says, resumes, and refuses."""
+"""Every script, end to end, on tasks small enough for seconds: it learns, writes what the README
+says, resumes, and refuses."""
 import csv
 import json
 import math
@@ -12,13 +13,13 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
+from conftest import DRAW
+from model import Block, ScalarModel, Transformer
+from rollout import token_log_probs
 from support import rl as rl_module
 from support.cli import RunConfig, UserError
 from support.models import pick_device
-from conftest import DRAW
-from model import Block, ScalarModel, Transformer
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
-from rollout import token_log_probs
 
 
 def rows(run):
@@ -31,9 +32,10 @@ def column(run, name):
 
 
 def rl(place, out, *flags):
-    reward = [] if "--reward-model" in flags else ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "5"]
-    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), *reward, "--out", str(place / out), "--max-new-tokens", "6",
-            "--lr", "3e-3", *flags]
+    reward = ([] if "--reward-model" in flags
+              else ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "5"])
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), *reward,
+            "--out", str(place / out), "--max-new-tokens", "6", "--lr", "3e-3", *flags]
 
 
 def test_sft_learns(place):
@@ -45,37 +47,50 @@ GRPO = ["--prompts-per-step", "8", "--group-size", "4", "--steps", "12"]
 
 
 @pytest.mark.parametrize("flags", [
-    [], ["--advantage", "dr_grpo", "--minibatches", "2"], ["--advantage", "rloo", "--loss", "cispo"], ["--advantage", "reinforce_pp"],
-    ["--advantage", "remax"], ["--loss", "dapo", "--epochs", "2"], ["--loss", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
-    ["--kl-target", "0.5", "--ref-sync", "4"], ["--loss", "dapo", "--dynamic-sampling"]], ids=lambda f: "-".join(f).replace("--", "") or "default")
+    [],
+    ["--advantage", "dr_grpo", "--minibatches", "2"],
+    ["--advantage", "rloo", "--loss", "cispo"],
+    ["--advantage", "reinforce_pp"],
+    ["--advantage", "remax"],
+    ["--loss", "dapo", "--epochs", "2"],
+    ["--loss", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
+    ["--kl-target", "0.5", "--ref-sync", "4"],
+    ["--loss", "dapo", "--dynamic-sampling"],
+], ids=lambda f: "-".join(f).replace("--", "") or "default")
 def test_grpo_learns(place, flags):
     out = "grpo" + "".join(flags)
     train_grpo.main(rl(place, out, *GRPO, *flags))
     reward = column(place / out, "reward")
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
-    assert abs(column(place / out, "kl")[0]) < 1e-9                          # the reference is the policy at the start
+    # The reference is the policy at the start.
+    assert abs(column(place / out, "kl")[0]) < 1e-9
 
 
-@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--lam", "1"]], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("flags", [[], ["--epochs", "1", "--minibatches", "1", "--lam", "1"]],
+                         ids=["ppo", "a2c"])
 def test_ppo_learns(place, flags):
     out = "ppo" + "".join(flags)
-    train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", *flags))
+    train_ppo.main(rl(place, out, "--prompts-per-step", "32", "--steps", "16",
+                      "--critic-lr", "1e-2", *flags))
     reward = column(place / out, "reward")
     assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
-    assert rows(place / out)[0]["entropy"] == ""                             # the critic warms up first: no update of the policy
+    # The critic warms up first: no update of the policy.
+    assert rows(place / out)[0]["entropy"] == ""
     assert column(place / out, "kl")[2] == pytest.approx(0, abs=1e-9)
     assert column(place / out, "explained_variance")[-1] > 0
 
 
 def test_reward_model_and_ppo_on_it(place):
-    train_rm.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(place / "rm"), "--steps", "30",
-                   "--batch-size", "16", "--lr", "3e-3"])
+    train_rm.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"),
+                   "--out", str(place / "rm"), "--steps", "30", "--batch-size", "16",
+                   "--lr", "3e-3"])
     assert float(rows(place / "rm")[-1]["eval_accuracy"]) == 1
     reward_model, _ = load_scalar_model(place / "rm" / "model")
     tokens = torch.tensor([list(b"7:aa") + [256], list(b"7:cc") + [256]])
     good, bad = reward_model(tokens)[:, -1]
     assert good > bad
-    train_ppo.main(rl(place, "ppo_rm", "--reward-model", str(place / "rm"), "--prompts-per-step", "32", "--steps", "16"))
+    train_ppo.main(rl(place, "ppo_rm", "--reward-model", str(place / "rm"),
+                      "--prompts-per-step", "32", "--steps", "16"))
     reward = column(place / "ppo_rm", "reward")
     assert reward[-1] > reward[0] + 0.5
 
@@ -83,8 +98,9 @@ def test_reward_model_and_ppo_on_it(place):
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "simpo", "orpo"])
 def test_dpo_learns(place, loss):
     out = place / loss
-    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(out), "--steps", "30",
-                    "--batch-size", "16", "--lr", "3e-3", "--loss", loss])
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"),
+                    "--out", str(out), "--steps", "30", "--batch-size", "16", "--lr", "3e-3",
+                    "--loss", loss])
     assert float(rows(out)[-1]["eval_pairs"]) == 1
     margin = [c - r for c, r in zip(column(out, "chosen_logp"), column(out, "rejected_logp"))]
     assert margin[-1] > margin[0] + 1
@@ -94,14 +110,14 @@ def test_no_script_trains_on_what_another_holds_out(place, tmp_path, monkeypatch
     """One file for all, four lines a prompt; each script drops other lines, by its own filters."""
     rows = []
     for i in range(400):
-        # some are too long to be answered
+        # Some are too long to be answered.
         prompt = f"{i}:" + "x" * (i % 62)
         for j in range(4):
             rows.append({"prompt": prompt, "completion": "a" * ((i + j) % 7), "good": "a",
                          "chosen": "b" * (i % 5), "rejected": "b" * (j + 1)})
     file = tmp_path / "all.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    # where each script looks hold_out up; DPO has the reward model's, GRPO and PPO share another
+    # Where each script looks hold_out up; DPO has the reward model's, GRPO and PPO share another.
     calls = [watch(monkeypatch, module, "hold_out") for module in (train_sft, train_rm, rl_module)]
     for script in (train_sft, train_rm, train_dpo, train_grpo, train_ppo):
         flags = ["--model", str(place / "sft"), "--data", str(file), "--steps", "1",
@@ -117,24 +133,33 @@ def test_no_script_trains_on_what_another_holds_out(place, tmp_path, monkeypatch
         sizes.append(len(train))
         assert len(out) == 5
     assert not trained_on & held_out
-    # the filters do differ, and a tenth of the prompts is trained on nowhere
+    # The filters do differ, and a tenth of the prompts is trained on nowhere.
     assert len(sizes) == 5 and len(set(sizes)) >= 3 and min(sizes) > 700
     assert len(trained_on) < 380
 
 
-# ------------------------------------------------------------------------------------------------------ memory and precision
+# ----------------------------------------------------------------------------- memory and precision
 
-SMALL = {train_sft: ["--model", "{place}/random", "--data", "{place}/sft.jsonl", "--steps", "40", "--batch-size", "16", "--lr", "1e-2"],
-         train_rm: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl", "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
-         train_dpo: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl", "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
-         train_grpo: GRPO, train_ppo: ["--prompts-per-step", "32", "--steps", "16", "--critic-lr", "1e-2", "--critic-warmup", "0"]}
+SMALL = {
+    train_sft: ["--model", "{place}/random", "--data", "{place}/sft.jsonl",
+                "--steps", "40", "--batch-size", "16", "--lr", "1e-2"],
+    train_rm: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl",
+               "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
+    train_dpo: ["--model", "{place}/sft", "--data", "{place}/pairs.jsonl",
+                "--steps", "30", "--batch-size", "16", "--lr", "3e-3"],
+    train_grpo: GRPO,
+    train_ppo: ["--prompts-per-step", "32", "--steps", "16",
+                "--critic-lr", "1e-2", "--critic-warmup", "0"],
+}
 
 
 def small(script, place, out, *flags):
     """Run a script on the tiny task. -> the rows of its metrics, timings left out"""
     start = rl(place, out) if script in (train_grpo, train_ppo) else ["--out", str(place / out)]
     script.main([*start, *(flag.format(place=place) for flag in SMALL[script]), *flags])
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second", "peak_memory_mb")} for row in rows(place / out)]
+    return [{k: v for k, v in row.items()
+             if k not in ("seconds", "tokens_per_second", "peak_memory_mb")}
+            for row in rows(place / out)]
 
 
 @pytest.fixture
@@ -145,9 +170,11 @@ def float32_again():
 
 @pytest.mark.parametrize("script", SMALL, ids=lambda script: script.__name__)
 def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
-    """As on a GPU, on the CPU: parameters stay float32, frozen models have bfloat16 matrices; it learns, and the first ratio is 1."""
+    """As on a GPU, on the CPU: parameters stay float32, frozen models have bfloat16 matrices; it
+    learns, and the first ratio is 1."""
     losses = {train_grpo: "grpo_loss", train_ppo: "ppo_policy_loss"}
-    calls, compared = (watch(monkeypatch, script, name if script in losses else "main") for name in (losses.get(script), "token_kl"))
+    calls, compared = (watch(monkeypatch, script, name if script in losses else "main")
+                       for name in (losses.get(script), "token_kl"))
     out = f"bfloat16_{script.__name__}"
     metrics = small(script, place, out, "--dtype", "bfloat16")
     state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
@@ -160,7 +187,8 @@ def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
         assert reference.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
         logp, old_logp = calls[0][0][:2]
         assert (logp.detach() - old_logp).abs().max() < 1e-4
-        assert float(metrics[0]["kl_exact"]) == 0 and abs(float(metrics[0]["kl"])) < 1e-3 and float(metrics[-1]["kl_exact"]) > 0
+        assert (float(metrics[0]["kl_exact"]) == 0 and abs(float(metrics[0]["kl"])) < 1e-3
+                and float(metrics[-1]["kl_exact"]) > 0)
         reward = column(place / out, "reward")
         assert sum(reward[-3:]) / 3 > sum(reward[:3]) / 3 + 0.15
     else:
@@ -175,11 +203,13 @@ def test_a_reference_that_moves_is_float32(place, flags, float32_again):
     assert all(x.dtype == torch.float32 for x in state["reference"].values())
 
 
-def test_a_frozen_reward_model_is_bfloat16_and_the_critic_is_not(place, tmp_path, monkeypatch, float32_again):
+def test_a_frozen_reward_model_is_bfloat16_and_the_critic_is_not(
+        place, tmp_path, monkeypatch, float32_again):
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, tmp_path / "scores")
     calls = watch(monkeypatch, train_ppo, "sequence_scores")
-    train_ppo.main(rl(place, "unused", "--out", str(tmp_path / "run"), "--reward-model", str(tmp_path / "scores"), "--steps", "1",
+    train_ppo.main(rl(place, "unused", "--out", str(tmp_path / "run"),
+                      "--reward-model", str(tmp_path / "scores"), "--steps", "1",
                       "--prompts-per-step", "4", "--dtype", "bfloat16"))
     reward_model = calls[0][0][0]
     assert reward_model.trunk.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
@@ -202,10 +232,11 @@ def test_grad_checkpoint_changes_no_result(place, script, monkeypatch):
     assert again == plain and count[0] - plain_count == 2 * plain_count
 
 
-# ------------------------------------------------------------------------------------------------------ what goes where
+# ---------------------------------------------------------------------------------- what goes where
 
 def watch(monkeypatch, script, name):
-    """Let the script's function `name` work as before; -> the list of (arguments, result) of its calls."""
+    """Let the script's function `name` work as before; -> the list of (arguments, result) of its
+    calls."""
     calls, function = [], getattr(script, name)
 
     def watched(*arguments, **named):
@@ -217,10 +248,15 @@ def watch(monkeypatch, script, name):
 
 
 def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
-    """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are whitened; cut-off answers get their score."""
-    calls = {name: watch(monkeypatch, train_ppo, name) for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards", "generate")}
-    flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1", "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
-               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"), "--max-new-tokens", "4")
+    """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are
+    whitened; cut-off answers get their score."""
+    calls = {name: watch(monkeypatch, train_ppo, name)
+             for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards",
+                          "generate")}
+    flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1",
+               "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
+               "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"),
+               "--max-new-tokens", "4")
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, place / "scores")
     train_ppo.main(flags)
@@ -230,40 +266,71 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
     raw, returns = calls["gae"][0][1]
     assert raw.std() > 0.1
 
-    def row_sums(batches):                                                    # of all micro-batches, whatever their order
+    # Of all micro-batches, whatever their order.
+    def row_sums(batches):
         return torch.cat([batch.sum(1) for batch in batches]).sort().values
-    torch.testing.assert_close(row_sums(arguments[2] for arguments, _ in calls["value_loss"]), row_sums([returns]))
-    torch.testing.assert_close(row_sums(arguments[2] for arguments, _ in calls["ppo_policy_loss"]), row_sums([calls["whiten"][0][1]]))
+    torch.testing.assert_close(
+        row_sums(arguments[2] for arguments, _ in calls["value_loss"]),
+        row_sums([returns]))
+    torch.testing.assert_close(
+        row_sums(arguments[2] for arguments, _ in calls["ppo_policy_loss"]),
+        row_sums([calls["whiten"][0][1]]))
 
 
 def test_dr_grpo_divides_by_a_constant(place, tmp_path, monkeypatch):
     calls = watch(monkeypatch, train_grpo, "grpo_loss")
-    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "1", "--advantage", "dr_grpo", "--minibatches", "1", "--out", str(tmp_path / "run")))
+    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "1", "--advantage", "dr_grpo",
+                       "--minibatches", "1", "--out", str(tmp_path / "run")))
     for arguments, _ in calls:
-        assert arguments[-2:] == ("seq-sum", 32 * 6)                          # answers * max_new_tokens, whatever their lengths
+        # Answers * max_new_tokens, whatever their lengths.
+        assert arguments[-2:] == ("seq-sum", 32 * 6)
 
 
-DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torch.exp(-x)}               # of x = log π - log π_ref
+# The derivative of each KL estimator, of x = log π - log π_ref.
+DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torch.exp(-x)}
 
 
-@pytest.mark.parametrize("flags", ["", "--kl-estimator k1", "--kl-estimator k2 --aggregate token-mean", "--kl-estimator k3 --aggregate seq-sum",
-                                   "--loss dapo", "--loss dapo --aggregate seq-mean", "--advantage dr_grpo", "--advantage dr_grpo --aggregate seq-mean",
-                                   "--advantage dr_grpo --kl-in reward", "--advantage rloo", "--advantage rloo --kl-in loss --aggregate token-mean",
-                                   "--advantage rloo --loss grpo", "--advantage remax", "--loss gspo", "--loss reinforce --aggregate seq-mean",
-                                   "--advantage reinforce_pp", "--advantage reinforce_pp --kl-in loss", "--loss cispo --kl-estimator k2"])
+@pytest.mark.parametrize("flags", [
+    "",
+    "--kl-estimator k1",
+    "--kl-estimator k2 --aggregate token-mean",
+    "--kl-estimator k3 --aggregate seq-sum",
+    "--loss dapo",
+    "--loss dapo --aggregate seq-mean",
+    "--advantage dr_grpo",
+    "--advantage dr_grpo --aggregate seq-mean",
+    "--advantage dr_grpo --kl-in reward",
+    "--advantage rloo",
+    "--advantage rloo --kl-in loss --aggregate token-mean",
+    "--advantage rloo --loss grpo",
+    "--advantage remax",
+    "--loss gspo",
+    "--loss reinforce --aggregate seq-mean",
+    "--advantage reinforce_pp",
+    "--advantage reinforce_pp --kl-in loss",
+    "--loss cispo --kl-estimator k2",
+])
 def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, monkeypatch, flags):
-    """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss, weighed as --aggregate says."""
+    """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss,
+    weighed as --aggregate says."""
     named = dict(zip(flags.split()[::2], flags.split()[1::2]))
     advantage, beta = named.get("--advantage", "grpo"), 0.5
-    papers_loss, papers_mode = {"rloo": ("reinforce", "seq-sum"), "remax": ("reinforce", "seq-sum"), "dr_grpo": ("grpo", "seq-sum"),
-                                "reinforce_pp": ("grpo", "token-mean"), "grpo": ("grpo", "seq-mean")}[advantage]
+    papers_loss, papers_mode = {
+        "rloo": ("reinforce", "seq-sum"),
+        "remax": ("reinforce", "seq-sum"),
+        "dr_grpo": ("grpo", "seq-sum"),
+        "reinforce_pp": ("grpo", "token-mean"),
+        "grpo": ("grpo", "seq-mean"),
+    }[advantage]
     loss = named.get("--loss", papers_loss)
     if loss != papers_loss:
-        papers_mode = {"dapo": "token-mean", "cispo": "token-mean", "reinforce": "seq-sum"}.get(loss, "seq-mean")
+        papers_mode = {"dapo": "token-mean", "cispo": "token-mean",
+                       "reinforce": "seq-sum"}.get(loss, "seq-mean")
     mode = named.get("--aggregate", papers_mode)
     function = {"reinforce": "policy_gradient_loss", "dapo": "grpo_loss"}.get(loss, f"{loss}_loss")
-    calls = {name: watch(monkeypatch, train_grpo, name) for name in ("token_log_probs", "micro_batches", "token_rewards",
-             f"{advantage.removeprefix('dr_')}_advantages", function)}
+    calls = {name: watch(monkeypatch, train_grpo, name)
+             for name in ("token_log_probs", "micro_batches", "token_rewards",
+                          f"{advantage.removeprefix('dr_')}_advantages", function)}
     *_, compared, losses = calls.values()
     logps, score = [], train_grpo.token_log_probs
 
@@ -274,46 +341,72 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
             logps.append(result[0])
         return result
     monkeypatch.setattr(train_grpo, "token_log_probs", kept)
-    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta), "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
+    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta),
+                       "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
 
     (rewards, logp, ref_logp, mask, coef), _ = calls["token_rewards"][-1]
-    in_reward = named.get("--kl-in", "loss" if advantage in ("grpo", "dr_grpo") else "reward") == "reward"
-    assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05                      # the policy has moved
+    in_reward = named.get(
+        "--kl-in", "loss" if advantage in ("grpo", "dr_grpo") else "reward") == "reward"
+    # By then the policy has moved.
+    assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05
     if advantage != "reinforce_pp":
         torch.testing.assert_close(compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
 
-    n = len(calls["micro_batches"][-1][1])                                    # of the last step
+    # How many micro-batches the last step had.
+    n = len(calls["micro_batches"][-1][1])
     reference = load_pretrained(place / "sft" / "model")[0]
-    scored = [arguments for arguments, result in calls["token_log_probs"] if isinstance(result, tuple)][-n:]
+    scored = [arguments for arguments, result in calls["token_log_probs"]
+              if isinstance(result, tuple)][-n:]
     masks = [m for _, _, m, _ in scored]
-    total = {"token-mean": sum(m.sum() for m in masks), "seq-mean": sum(map(len, masks)), "seq-sum": sum(map(len, masks)) * 6}[mode]
-    for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:], strict=True):
+    total = {
+        "token-mean": sum(m.sum() for m in masks),
+        "seq-mean": sum(map(len, masks)),
+        "seq-sum": sum(map(len, masks)) * 6,
+    }[mode]
+    for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:],
+                                                       strict=True):
         A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(function, 2)]
         x = logp.detach() - token_log_probs(reference, tokens, m).detach()
-        slope = -(A if A.dim() == 2 else A[:, None]) + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x))
-        torch.testing.assert_close(logp.grad, slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1), rtol=1e-3, atol=1e-6)
+        slope = (-(A if A.dim() == 2 else A[:, None])
+                 + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x)))
+        torch.testing.assert_close(
+            logp.grad,
+            slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1),
+            rtol=1e-3, atol=1e-6)
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkeypatch):
-    """Further prompts, three batches at most; as many groups as were asked for, each with a signal; metrics are of all that was sampled."""
-    (tmp_path / "reward.py").write_text("def some(prompts, completions, **columns):\n    "
-                                        "return [c.count('a') * (int(p[:-1]) % 2) for p, c in zip(prompts, completions)]\n")
-    batches, generated, updates = (watch(monkeypatch, train_grpo, name) for name in ("reward_answers", "generate", "count_for"))
-    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{tmp_path / 'reward.py'}:some", "--out",
-                     str(tmp_path / "run"), "--prompts-per-step", "4", "--group-size", "4", "--steps", "8", "--minibatches", "1", "--eval-every",
-                     "0", "--max-new-tokens", "6", "--lr", "1e-4", "--dynamic-sampling"])
+    """Further prompts, three batches at most; as many groups as were asked for, each with a
+    signal; metrics are of all that was sampled."""
+    (tmp_path / "reward.py").write_text(
+        "def some(prompts, completions, **columns):\n    "
+        "return [c.count('a') * (int(p[:-1]) % 2) for p, c in zip(prompts, completions)]\n")
+    batches, generated, updates = (watch(monkeypatch, train_grpo, name)
+                                   for name in ("reward_answers", "generate", "count_for"))
+    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+                     "--reward", f"{tmp_path / 'reward.py'}:some", "--out", str(tmp_path / "run"),
+                     "--prompts-per-step", "4", "--group-size", "4", "--steps", "8",
+                     "--minibatches", "1", "--eval-every", "0", "--max-new-tokens", "6",
+                     "--lr", "1e-4", "--dynamic-sampling"])
     first, prompts = 0, []
-    for i, (samples, no_signal, reward) in enumerate(zip(*(column(tmp_path / "run", name) for name in ("samples", "no_signal", "reward")))):
+    for i, (samples, no_signal, reward) in enumerate(zip(
+            *(column(tmp_path / "run", name) for name in ("samples", "no_signal", "reward")))):
         some = batches[first:first + int(samples) // 16]
         first += len(some)
         groups = torch.tensor([r for _, rewards in some for r in rewards]).view(-1, 4)
         signal = (groups != groups[:, :1]).any(1)
-        assert no_signal == pytest.approx(1 - signal.float().mean().item(), abs=1e-5) and reward == pytest.approx(groups.mean().item(), abs=1e-5)
-        assert len(updates[i][0][0]) == 4 * min(4, signal.sum())              # rows of the update
+        assert (no_signal == pytest.approx(1 - signal.float().mean().item(), abs=1e-5)
+                and reward == pytest.approx(groups.mean().item(), abs=1e-5))
+        # The rows of the update: of four groups at most.
+        assert len(updates[i][0][0]) == 4 * min(4, signal.sum())
         assert len(some) == 3 or signal.sum() >= 4
-        prompts += [e["prompt"] for (_, examples, *_), _ in some for e in examples[::4]] if i < 4 else []   # 4 steps: less than an epoch
-    assert first == len(batches) == len(generated) and len(set(column(tmp_path / "run", "samples"))) > 1
-    assert len(set(prompts)) == len(prompts) > 32                             # always others
+        # Four steps are less than an epoch.
+        prompts += ([e["prompt"] for (_, examples, *_), _ in some for e in examples[::4]]
+                    if i < 4 else [])
+    assert (first == len(batches) == len(generated)
+            and len(set(column(tmp_path / "run", "samples"))) > 1)
+    # Always other prompts, and other noise.
+    assert len(set(prompts)) == len(prompts) > 32
     assert len({arguments[-1].initial_seed() for arguments, _ in generated}) == len(generated)
 
 
@@ -323,11 +416,17 @@ def test_the_critic_starts_as_told(place, tmp_path):
     reward_model.score.weight.data.fill_(0.5)
     save_pretrained(reward_model, tokenizer, tmp_path / "scores")
     zeros = torch.zeros_like(reward_model.score.weight)
-    verifier, scores = ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "0"], ["--reward-model", str(tmp_path / "scores")]
-    for i, (flags, start) in enumerate([(verifier, zeros), (scores, reward_model.score.weight), (scores + ["--critic", "policy"], zeros),
-                                        (verifier + ["--critic", str(tmp_path / "scores")], reward_model.score.weight)]):
+    verifier, scores = (
+        ["--reward", f"{place / 'reward.py'}:vowels", "--eval-every", "0"],
+        ["--reward-model", str(tmp_path / "scores")])
+    for i, (flags, start) in enumerate([
+            (verifier, zeros),
+            (scores, reward_model.score.weight),
+            (scores + ["--critic", "policy"], zeros),
+            (verifier + ["--critic", str(tmp_path / "scores")], reward_model.score.weight)]):
         run = tmp_path / f"run{i}"
-        train_ppo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(run), "--steps", "1", "--critic-lr", "0",
+        train_ppo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+                        "--out", str(run), "--steps", "1", "--critic-lr", "0",
                         "--prompts-per-step", "4", "--max-new-tokens", "4", *flags])
         critic = torch.load(run / "checkpoint.pt", weights_only=True)["parts"]["critic"]
         assert torch.equal(critic["score.weight"], start), flags
@@ -346,7 +445,7 @@ def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch)
     def mismatched(out, seed):
         calls = watch(monkeypatch, train_dpo, "pad_pairs")
         train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / out), "--seed", seed])
-        # the first call is for the reference's log-probs of all that is trained on
+        # The first call is for the reference's log-probs of all that is trained on.
         pairs = calls[0][0][0]
         assert len(pairs) > 60
         for pair in pairs:
@@ -362,10 +461,13 @@ def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch)
 
 
 def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
-    calls, scored = watch(monkeypatch, train_dpo, "ipo_loss"), watch(monkeypatch, train_dpo, "token_log_probs")
-    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(tmp_path / "run"), "--steps", "1",
-                    "--batch-size", "4", "--loss", "ipo"])
-    (_, _, mask), logp = next((arguments, result) for arguments, result in scored if result.requires_grad)
+    calls, scored = (watch(monkeypatch, train_dpo, "ipo_loss"),
+                     watch(monkeypatch, train_dpo, "token_log_probs"))
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"),
+                    "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "4",
+                    "--loss", "ipo"])
+    (_, _, mask), logp = next((arguments, result) for arguments, result in scored
+                              if result.requires_grad)
     torch.testing.assert_close(torch.cat(calls[0][0][:2]), logp.sum(1) / mask.sum(1))
 
 
@@ -377,39 +479,52 @@ def test_pairs_that_just_fit_the_context_are_kept_and_mismatched_answers_are_cut
     lines += [{"prompt": "9:", "chosen": "a", "rejected": "b" * 62}]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     calls = watch(monkeypatch, train_dpo, "pad_pairs")
-    train_dpo.main(["--model", str(place / "sft"), "--data", str(tmp_path / "pairs.jsonl"), "--steps", "1",
-                    "--loss", "kto", "--batch-size", "16", "--out", str(tmp_path / "run")])
-    assert "dropped 1 of 17 examples, longer than the context of 64 tokens (first: line 17)" in capsys.readouterr().out
-    pairs, rows = calls[0][0][0], [len(p["prompt"]) + len(p["mismatched"]) for p in calls[0][0][0]]
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(tmp_path / "pairs.jsonl"),
+                    "--steps", "1", "--loss", "kto", "--batch-size", "16",
+                    "--out", str(tmp_path / "run")])
+    assert ("dropped 1 of 17 examples, longer than the context of 64 tokens (first: line 17)"
+            in capsys.readouterr().out)
+    pairs, rows = (calls[0][0][0],
+                   [len(p["prompt"]) + len(p["mismatched"]) for p in calls[0][0][0]])
     assert any(len(p["prompt"]) + len(p["chosen"]) == 64 for p in pairs)
-    # of a long prompt with an answer of 62 tokens, cut; such a pair is among them
-    assert max(rows) == 64 and any(len(p["prompt"]) > 50 and row == 64 for p, row in zip(pairs, rows))
+    # Those rows are of a long prompt with an answer of 62 tokens, cut; such a pair is among them.
+    assert (max(rows) == 64
+            and any(len(p["prompt"]) > 50 and row == 64 for p, row in zip(pairs, rows)))
 
 
 @pytest.mark.parametrize("size", ["24", "100000"])
-def test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens(place, tmp_path, monkeypatch, size):
+def test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens(
+        place, tmp_path, monkeypatch, size):
     """Before the first update DPO's loss is log 2, whatever the pairs."""
-    batches = watch(monkeypatch, train_dpo, "pad_pairs")                      # of all pairs, of those held out, of the first step
-    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"), "--out", str(tmp_path / "run"), "--steps", "1",
-                    "--batch-size", "8", "--nll-coef", "0.5", "--micro-batch-tokens", size])
-    tokens, mask = (x[0] for x in batches[2][1])                              # of the chosen answers
-    nll = -token_log_probs(load_pretrained(place / "sft" / "model")[0], tokens, mask).sum() / mask.sum()
-    assert len(tokens) == 8 and column(tmp_path / "run", "loss") == pytest.approx([math.log(2) + 0.5 * nll.item()], rel=1e-5)
+    # The calls: of all pairs, of those held out, of the first step.
+    batches = watch(monkeypatch, train_dpo, "pad_pairs")
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(place / "pairs.jsonl"),
+                    "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "8",
+                    "--nll-coef", "0.5", "--micro-batch-tokens", size])
+    # The rows of the chosen answers.
+    tokens, mask = (x[0] for x in batches[2][1])
+    nll = -token_log_probs(
+        load_pretrained(place / "sft" / "model")[0], tokens, mask).sum() / mask.sum()
+    assert len(tokens) == 8 and column(tmp_path / "run", "loss") == pytest.approx(
+        [math.log(2) + 0.5 * nll.item()], rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------ signals and steps
+# -------------------------------------------------------------------------------- signals and steps
 
 def rewards_by_call(tmp_path, expression):
-    """--reward whose value is `expression`, of n, the number of its call from 0, and of `completions`."""
-    (tmp_path / "by_call.py").write_text("import itertools\ncalls = itertools.count()\n"
-                                         "def f(prompts, completions, **columns):\n    n = next(calls)\n"
-                                         f"    return {expression}\n")
+    """--reward whose value is `expression`, of n, the number of its call from 0, and of
+    `completions`."""
+    (tmp_path / "by_call.py").write_text(
+        "import itertools\ncalls = itertools.count()\n"
+        "def f(prompts, completions, **columns):\n    n = next(calls)\n"
+        f"    return {expression}\n")
     return ["--reward", f"{tmp_path / 'by_call.py'}:f", "--eval-every", "0"]
 
 
 def rl_by_call(place, tmp_path, expression, *flags):
-    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", str(tmp_path / "run"), "--lr", "3e-3",
-                     "--max-new-tokens", "6", *GRPO, *rewards_by_call(tmp_path, expression), *flags])
+    train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+                     "--out", str(tmp_path / "run"), "--lr", "3e-3", "--max-new-tokens", "6",
+                     *GRPO, *rewards_by_call(tmp_path, expression), *flags])
     return rows(tmp_path / "run")
 
 
@@ -417,25 +532,33 @@ VOWELS = "[c.count('a') for c in completions]"
 
 
 def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path):
-    """ReMax holds a sample against the greedy answer, here the second call: all samples are right and the greedy one is wrong."""
-    row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)", "--advantage", "remax", "--loss", "dapo", "--steps", "1")[0]
-    assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1 and float(row["updates"]) == 2
+    """ReMax holds a sample against the greedy answer, here the second call: all samples are right
+    and the greedy one is wrong."""
+    row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)",
+                     "--advantage", "remax", "--loss", "dapo", "--steps", "1")[0]
+    assert (float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
+            and float(row["updates"]) == 2)
 
 
 def test_kl_in_the_reward_is_a_signal_where_all_scores_are_equal(place, tmp_path):
-    first, second = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--advantage", "rloo", "--loss", "dapo",
-                               "--kl-coef", "0.5", "--steps", "2")
-    assert float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0 and float(second["grad_norm"]) > 1e-3
+    first, second = rl_by_call(
+        place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)",
+        "--advantage", "rloo", "--loss", "dapo", "--kl-coef", "0.5", "--steps", "2")
+    assert (float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0
+            and float(second["grad_norm"]) > 1e-3)
 
 
 def test_whitened_over_the_batch_a_group_of_equal_rewards_is_a_signal(place, tmp_path):
-    """Two groups are all right and the others all wrong: within the groups nothing differs, over the batch it does."""
+    """Two groups are all right and the others all wrong: within the groups nothing differs, over
+    the batch it does."""
     expression = "[float(i < 8) for i in range(len(prompts))]"
-    row = rl_by_call(place, tmp_path, expression, "--advantage", "reinforce_pp", "--loss", "dapo", "--steps", "1")[0]
+    row = rl_by_call(place, tmp_path, expression,
+                     "--advantage", "reinforce_pp", "--loss", "dapo", "--steps", "1")[0]
     assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
 
 
-@pytest.mark.parametrize("flags", [["--kl-coef", "0"], ["--advantage", "dr_grpo"], ["--loss", "dapo"]], ids=lambda f: f[-1])
+@pytest.mark.parametrize("flags", [
+    ["--kl-coef", "0"], ["--advantage", "dr_grpo"], ["--loss", "dapo"]], ids=lambda f: f[-1])
 def test_without_signal_the_policy_stays_where_it_is(place, tmp_path, monkeypatch, flags):
     """Adam's momentum would go on moving it. From the second step on all rewards are equal."""
     weights, update = [], train_grpo.Run.update
@@ -445,27 +568,34 @@ def test_without_signal_the_policy_stays_where_it_is(place, tmp_path, monkeypatc
         weights.append([p.detach().clone() for p in model.parameters()])
         return norm
     monkeypatch.setattr(train_grpo.Run, "update", watched)
-    metrics = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)", "--steps", "4", *flags)
+    metrics = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)",
+                         "--steps", "4", *flags)
     assert [row["updates"] for row in metrics] == ["2", "0", "0", "0"]
-    assert [float(row["no_signal"]) for row in metrics] == [pytest.approx(float(metrics[0]["no_signal"])), 1, 1, 1]
+    assert [float(row["no_signal"]) for row in metrics] == [
+        pytest.approx(float(metrics[0]["no_signal"])), 1, 1, 1]
     end = load_pretrained(tmp_path / "run" / "model")[0]
     assert all(torch.equal(a, b) for a, b in zip(weights[1], end.parameters(), strict=True))
 
 
 def test_kl_in_the_reward_is_not_the_samplers(place, tmp_path, monkeypatch, float32_again):
-    """In bfloat16 the sampler rounds otherwise than the model that is trained. At the start policy and reference are the same: no KL."""
+    """In bfloat16 the sampler rounds otherwise than the model that is trained. At the start policy
+    and reference are the same: no KL."""
     calls = watch(monkeypatch, train_grpo, "token_rewards")
-    rl_by_call(place, tmp_path, "[1.0] * len(prompts)", "--advantage", "rloo", "--steps", "1", "--dtype", "bfloat16")
+    rl_by_call(place, tmp_path, "[1.0] * len(prompts)",
+               "--advantage", "rloo", "--steps", "1", "--dtype", "bfloat16")
     (rewards, logp, ref_logp, mask, kl_coef), earned = calls[0]
-    assert kl_coef == 0.01 and torch.equal(logp, ref_logp) and torch.equal(earned.sum(1), rewards)
+    assert (kl_coef == 0.01 and torch.equal(logp, ref_logp)
+            and torch.equal(earned.sum(1), rewards))
 
 
 @pytest.mark.parametrize("script", [train_grpo, train_ppo], ids=["grpo", "ppo"])
 def test_the_row_names_the_coefficient_of_its_own_step(place, tmp_path, monkeypatch, script):
-    """And the adaptive one falls while KL is under its target. PPO's rewards were made with what the row says."""
+    """And the adaptive one falls while KL is under its target. PPO's rewards were made with what
+    the row says."""
     used = watch(monkeypatch, script, "token_rewards")
     few = ["--prompts-per-step", "8", *(["--group-size", "4"] if script is train_grpo else [])]
-    script.main(rl(place, "unused", *few, "--steps", "3", "--kl-coef", "0.2", "--kl-target", "50", "--kl-horizon", "100", "--out", str(tmp_path / "run")))
+    script.main(rl(place, "unused", *few, "--steps", "3", "--kl-coef", "0.2", "--kl-target", "50",
+                   "--kl-horizon", "100", "--out", str(tmp_path / "run")))
     n = int(column(tmp_path / "run", "samples")[0])
     expected = [0.2 * (1 - 0.2 * n / 100) ** step for step in range(3)]
     assert column(tmp_path / "run", "kl_coef") == pytest.approx(expected, rel=1e-4)
@@ -473,26 +603,35 @@ def test_the_row_names_the_coefficient_of_its_own_step(place, tmp_path, monkeypa
         assert [arguments[4] for arguments, _ in used] == pytest.approx(expected)
 
 
-def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(place, tmp_path, monkeypatch, float32_again):
+def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(
+        place, tmp_path, monkeypatch, float32_again):
     monkeypatch.chdir(tmp_path)
     sft, precision = train_sft.main, []
-    small = ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--steps", "1", "--batch-size", "4"]
+    small = ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"),
+             "--steps", "1", "--batch-size", "4"]
 
     def nested(argv):
         sft([*small, *argv])
         precision.append(torch.is_autocast_enabled("cpu"))
     monkeypatch.setattr(train_sft, "main", nested)
     generated = watch(monkeypatch, train_grpo, "generate")
-    monkeypatch.setattr(train_grpo, "generate", lambda *a, f=train_grpo.generate, **k: precision.append(torch.is_autocast_enabled("cpu")) or f(*a, **k))
-    train_grpo.main(["--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16", "--steps", "1",
-                     "--prompts-per-step", "2", "--group-size", "2", "--max-new-tokens", "4", "--eval-every", "0"])
+    monkeypatch.setattr(
+        train_grpo, "generate",
+        lambda *a, f=train_grpo.generate, **k: (
+            precision.append(torch.is_autocast_enabled("cpu")) or f(*a, **k)))
+    train_grpo.main(["--data", str(place / "sft.jsonl"),
+                     "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16",
+                     "--steps", "1", "--prompts-per-step", "2", "--group-size", "2",
+                     "--max-new-tokens", "4", "--eval-every", "0"])
     assert generated and precision == [False, True]
     assert json.loads((tmp_path / "runs/grpo/config.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "32"])], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("script, flags", [
+    (train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "32"])], ids=["grpo", "ppo"])
 def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, script, flags):
-    """Rollouts, log-probs, the exact KL, updates and evaluations: 40 tokens, the sampler's one a row excepted."""
+    """Rollouts, log-probs, the exact KL, updates and evaluations: 40 tokens, the sampler's one a
+    row excepted."""
     passes, hidden = [], Transformer.hidden
 
     def counted(model, tokens, *rest):
@@ -500,23 +639,30 @@ def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, scr
         return hidden(model, tokens, *rest)
     monkeypatch.setattr(Transformer, "hidden", counted)
     caches = []
-    monkeypatch.setattr(rollout_module, "KVCache", lambda *a, f=rollout_module.KVCache: caches.append(a) or f(*a))
-    script.main(rl(place, "unused", *flags, "--steps", "1", "--micro-batch-tokens", "40", "--eval-every", "1", "--out", str(tmp_path / "run")))
+    monkeypatch.setattr(rollout_module, "KVCache",
+                        lambda *a, f=rollout_module.KVCache: caches.append(a) or f(*a))
+    script.main(rl(place, "unused", *flags, "--steps", "1", "--micro-batch-tokens", "40",
+                   "--eval-every", "1", "--out", str(tmp_path / "run")))
     assert max(B * T for B, T in passes if T > 1) <= 40
-    evaluations = [len(lengths) * longest for _, lengths, longest, _ in caches if len(lengths) < 32]      # 32 rows: the rollout itself
+    # The caches of 32 rows are those of the rollout itself.
+    evaluations = [len(lengths) * longest for _, lengths, longest, _ in caches
+                   if len(lengths) < 32]
     assert evaluations and max(evaluations) <= 40
 
 
-# ------------------------------------------------------------------------------------------------------ what a run leaves behind
+# ------------------------------------------------------------------------- what a run leaves behind
 
 def test_a_run_writes_what_the_readme_says(place, monkeypatch):
     monkeypatch.setattr(train_grpo.Run, "plot", DRAW)
     run = place / "files"
     train_grpo.main(rl(place, "files", *GRPO, "--steps", "2"))
-    assert {p.name for p in run.iterdir()} == {"config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model"}
-    assert {"step", "reward", "kl", "entropy", "response_length", "clip_fraction", "grad_norm", "tokens_per_second", "seconds",
-            "eval_greedy", "eval_sampled"} <= set(rows(run)[0])
-    assert 100 < column(run, "peak_memory_mb")[0] <= column(run, "peak_memory_mb")[1] < 20000       # of a process that holds torch
+    assert {p.name for p in run.iterdir()} == {
+        "config.json", "metrics.csv", "curves.png", "samples.txt", "checkpoint.pt", "model"}
+    assert {"step", "reward", "kl", "entropy", "response_length", "clip_fraction", "grad_norm",
+            "tokens_per_second", "seconds", "eval_greedy", "eval_sampled"} <= set(rows(run)[0])
+    # In MB, of a process that holds torch.
+    assert (100 < column(run, "peak_memory_mb")[0]
+            <= column(run, "peak_memory_mb")[1] < 20000)
     assert [row["step"] for row in rows(run)] == ["1", "2"] and rows(run)[0]["eval_greedy"] == ""
     samples = (run / "samples.txt").read_text()
     assert "=== step 0: eval_greedy" in samples and "=== step 2: eval_greedy" in samples
@@ -526,18 +672,23 @@ def test_a_run_writes_what_the_readme_says(place, monkeypatch):
 
 def test_micro_batches_never_change_the_result(place):
     for out, size in (("one", "100000"), ("many", "24")):
-        train_grpo.main(rl(place, out, *GRPO, "--steps", "3", "--micro-batch-tokens", size, "--minibatches", "2"))
+        train_grpo.main(rl(place, out, *GRPO, "--steps", "3", "--micro-batch-tokens", size,
+                           "--minibatches", "2"))
     for name in ("reward", "kl", "grad_norm", "entropy", "clip_fraction"):
-        assert column(place / "one", name) == pytest.approx(column(place / "many", name), rel=1e-3, abs=1e-5)
+        assert column(place / "one", name) == pytest.approx(
+            column(place / "many", name), rel=1e-3, abs=1e-5)
     for out, size in (("sft_one", "100000"), ("sft_many", "24")):
-        train_sft.main(["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--out", str(place / out), "--steps", "3",
-                        "--batch-size", "16", "--micro-batch-tokens", size])
+        train_sft.main(["--model", str(place / "random"), "--data", str(place / "sft.jsonl"),
+                        "--out", str(place / out), "--steps", "3", "--batch-size", "16",
+                        "--micro-batch-tokens", size])
     for name in ("loss", "grad_norm"):
-        assert column(place / "sft_one", name) == pytest.approx(column(place / "sft_many", name), rel=1e-4)
+        assert column(place / "sft_one", name) == pytest.approx(
+            column(place / "sft_many", name), rel=1e-4)
 
 
-@pytest.mark.parametrize("script, flags", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"]),
-                                           (train_grpo, [*GRPO, "--dynamic-sampling"])], ids=["grpo", "ppo", "dynamic"])
+@pytest.mark.parametrize("script, flags", [
+    (train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"]),
+    (train_grpo, [*GRPO, "--dynamic-sampling"])], ids=["grpo", "ppo", "dynamic"])
 def test_resume_gives_the_run_that_never_stopped(place, script, flags):
     name = script.__name__ + "_".join(flags)
     whole, cut = name + "_whole", name + "_cut"
@@ -547,16 +698,20 @@ def test_resume_gives_the_run_that_never_stopped(place, script, flags):
         f.write("4,a row after the checkpoint, as a killed run leaves it\n")
     script.main(["--out", str(place / cut), "--resume", "--steps", "6"])
     for row, other in zip(rows(place / whole), rows(place / cut), strict=True):
-        for key in row.keys() - {"seconds", "tokens_per_second", "peak_memory_mb", "eval_greedy", "eval_sampled"}:
+        for key in row.keys() - {"seconds", "tokens_per_second", "peak_memory_mb", "eval_greedy",
+                                 "eval_sampled"}:
             assert row[key] == other[key], key
     a, b = (load_pretrained(place / run / "model")[0].state_dict() for run in (whole, cut))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("script, few", [(train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "8", "--critic-warmup", "0"])], ids=["grpo", "ppo"])
+@pytest.mark.parametrize("script, few", [
+    (train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "8", "--critic-warmup", "0"])],
+    ids=["grpo", "ppo"])
 def test_the_reference_stays_frozen_unless_told_to_move(place, tmp_path, monkeypatch, script, few):
     start = load_pretrained(place / "sft" / "model")[0].state_dict()
-    calls = watch(monkeypatch, script, "token_kl")                            # of policy, reference, ...
+    # The arguments of a call begin with policy, reference.
+    calls = watch(monkeypatch, script, "token_kl")
 
     def end(out, *flags):
         script.main(rl(place, "unused", *few, "--steps", "3", "--out", str(tmp_path / out), *flags))
@@ -565,11 +720,13 @@ def test_the_reference_stays_frozen_unless_told_to_move(place, tmp_path, monkeyp
         assert ("reference" in saved) == bool(flags)
         return reference.state_dict(), policy.state_dict()
     frozen, policy = end("frozen")
-    assert all(torch.equal(frozen[k], start[k]) for k in start) and not all(torch.equal(policy[k], start[k]) for k in start)
+    assert (all(torch.equal(frozen[k], start[k]) for k in start)
+            and not all(torch.equal(policy[k], start[k]) for k in start))
     synced, policy = end("synced", "--ref-sync", "1")
     assert all(torch.equal(synced[k], policy[k]) for k in start)
     ema, policy = end("ema", "--ref-ema", "0.5")
-    assert not any(torch.equal(ema[k], start[k]) or torch.equal(ema[k], policy[k]) for k in ("layers.0.mlp.up_proj.weight", "norm.weight"))
+    assert not any(torch.equal(ema[k], start[k]) or torch.equal(ema[k], policy[k])
+                   for k in ("layers.0.mlp.up_proj.weight", "norm.weight"))
 
 
 def test_a_run_directory_that_holds_a_run_is_left_alone(place, tmp_path):
@@ -587,13 +744,16 @@ def test_a_run_directory_that_holds_a_run_is_left_alone(place, tmp_path):
     assert not finished.value.code
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     train_grpo.main([*flags, "--overwrite", "--seed", "1"])
-    assert (run / "mine.txt").read_text() == "kept" and json.loads((run / "config.json").read_text())["seed"] == 1
+    assert ((run / "mine.txt").read_text() == "kept"
+            and json.loads((run / "config.json").read_text())["seed"] == 1)
 
 
 def test_evaluate(place, capsys):
     import evaluate
-    flags = [str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--problems", "10",
-             "--samples", "2", "--max-new-tokens", "6", "--reference", str(place / "sft"), "--json"]
+    flags = [str(place / "sft"), "--data", str(place / "sft.jsonl"),
+             "--reward", f"{place / 'reward.py'}:vowels", "--problems", "10", "--samples", "2",
+             "--max-new-tokens", "6", "--reference", str(place / "sft"), "--json"]
     evaluate.main(flags)
     result = json.loads(capsys.readouterr().out)
-    assert result["problems"] == 10 and 0 < result["sampled"] < 1 and result["kl"] == 0 and 0 <= result["pass@1"] <= result["pass@2"] <= 1
+    assert (result["problems"] == 10 and 0 < result["sampled"] < 1 and result["kl"] == 0
+            and 0 <= result["pass@1"] <= result["pass@2"] <= 1)
