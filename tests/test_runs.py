@@ -1,4 +1,5 @@
-"""What a run survives: kills, Ctrl-C, numbers gone wrong, a full disk. And that the same command gives the same numbers."""
+"""What a run survives: kills, Ctrl-C, numbers gone wrong, a full disk. And that the same command
+gives the same numbers."""
 import csv
 import json
 import os
@@ -11,23 +12,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import result
 
-from support import run as run_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
+from conftest import result
+from model import ScalarModel
+from support import run as run_module
 from support.cli import UserError, script
 from support.models import peak_memory_mb
-from support.run import Run, trouble
-from model import ScalarModel
 from support.pretrained import load_pretrained, save_pretrained
+from support.run import Run, trouble
+
 
 def flags(place, out, *more):
-    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--out", str(out),
-            "--max-new-tokens", "6", "--prompts-per-step", "4", "--group-size", "4", "--steps", "6", "--eval-every", "2", "--save-every", "0", *more]
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+            "--reward", f"{place / 'reward.py'}:vowels", "--out", str(out),
+            "--max-new-tokens", "6", "--prompts-per-step", "4", "--group-size", "4",
+            "--steps", "6", "--eval-every", "2", "--save-every", "0", *more]
 
 
 NO_UPDATE = ("in each of the last 5 steps an optimizer made no update, "
@@ -70,17 +74,22 @@ def test_the_same_command_gives_the_same_numbers(place, whole, tmp_path):
 
 
 def test_kills_at_random_moments():
-    done = subprocess.run([sys.executable, Path(__file__).parent / "kills.py", "--kills", "5"], capture_output=True, text=True)
-    assert done.returncode == 0 and "0 runs differ, all could be resumed" in done.stdout, done.stdout + done.stderr
+    done = subprocess.run([sys.executable, Path(__file__).parent / "kills.py", "--kills", "5"],
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and "0 runs differ, all could be resumed" in done.stdout, (
+        done.stdout + done.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(place, whole, tmp_path, monkeypatch, capsys, number):
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+        place, whole, tmp_path, monkeypatch, capsys, number):
     run, handler = tmp_path / "run", signal.getsignal(number)
     at_step(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
     status, error = stopped(lambda: train_grpo.main(flags(place, run)), capsys)
-    assert status == 130 and f"interrupted after step 3 and saved: python train_grpo.py --out {run} --resume goes on" in error
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 3 and not (run / "model").exists()
+    assert status == 130 and ("interrupted after step 3 and saved: python train_grpo.py "
+                              f"--out {run} --resume goes on") in error
+    assert (torch.load(run / "checkpoint.pt", weights_only=True)["step"] == 3
+            and not (run / "model").exists())
     train_grpo.main(["--out", str(run), "--resume"])
     assert result(run) == whole
     assert signal.getsignal(number) is handler
@@ -111,7 +120,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(place, tmp_path, mo
     lose(monkeypatch, lambda step: step == 3)
     train_grpo.main(flags(place, run, "--minibatches", "1", "--eval-every", "0"))
     with open(run / "metrics.csv", newline="") as f:
-        assert [row["skipped_updates"] for row in csv.DictReader(f)] == ["0", "0", "1", "0", "0", "0"]
+        assert [row["skipped_updates"] for row in csv.DictReader(f)] == [
+            "0", "0", "1", "0", "0", "0"]
     assert "the gradient's norm is nan: this update is skipped" in capsys.readouterr().err
     assert all(x.isfinite().all() for x in load_pretrained(run / "model")[0].state_dict().values())
 
@@ -119,10 +129,12 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(place, tmp_path, mo
 def test_five_bad_steps_end_the_run_and_the_checkpoint_stands(place, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
     lose(monkeypatch, lambda step: step > 1)
-    status, error = stopped(lambda: train_grpo.main(flags(place, run, "--minibatches", "1", "--steps", "20", "--save-every", "1")), capsys)
+    status, error = stopped(lambda: train_grpo.main(flags(
+        place, run, "--minibatches", "1", "--steps", "20", "--save-every", "1")), capsys)
     assert status == 1 and NO_UPDATE in error.splitlines()[-1]
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 5 and all(x.isfinite().all() for x in state["parts"]["policy"].values())
+    assert (state["step"] == 5
+            and all(x.isfinite().all() for x in state["parts"]["policy"].values()))
 
 
 def test_a_step_with_one_good_update_is_not_a_bad_one(place, tmp_path, monkeypatch):
@@ -157,21 +169,26 @@ def test_ppo_ends_when_one_optimizer_gets_nothing(place, tmp_path, monkeypatch, 
     assert len(run_module.read_metrics(tmp_path / "run")) == 5
 
 
-def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(place, whole, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(
+        place, whole, tmp_path, monkeypatch, capsys):
     run, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
-    at_step(monkeypatch, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard)))    # no file may grow over 20 kB
+    # No file may grow over 20 kB.
+    at_step(monkeypatch, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, hard)))
     try:
-        status, error = stopped(lambda: train_grpo.main(flags(place, run, "--save-every", "2")), capsys)
+        status, error = stopped(
+            lambda: train_grpo.main(flags(place, run, "--save-every", "2")), capsys)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     written = f"{run}/.checkpoint.pt.unfinished: can't be written: "
     assert status == 1 and written in error.splitlines()[-1]
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.pt", "config.json", "metrics.csv", "samples.txt"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoint.pt", "config.json", "metrics.csv", "samples.txt"]
     train_grpo.main(["--out", str(run), "--resume"])
     assert result(run) == whole
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(place, whole, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+        place, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     kill_in(monkeypatch, "_checkpoint", train_grpo.main, flags(place, run))
     assert [p.name for p in run.iterdir()] == ["config.json"]
@@ -181,17 +198,18 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(place, wh
 
 def test_steps_may_change_on_resume_and_sft_goes_on_too(place, tmp_path):
     run = tmp_path / "run"
-    train_sft.main(["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--out", str(run), "--steps", "3"])
+    train_sft.main(["--model", str(place / "random"), "--data", str(place / "sft.jsonl"),
+                    "--out", str(run), "--steps", "3"])
     train_sft.main(["--out", str(run), "--resume", "--steps", "5"])
     with open(run / "metrics.csv", newline="") as f:
         assert [row["step"] for row in csv.DictReader(f)] == ["1", "2", "3", "4", "5"]
 
 
-# ------------------------------------------------------------- what --resume goes on from
+# ----------------------------------------------------------------------- what --resume goes on from
 
 def sft(place, out, *more):
-    return ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"), "--out", str(out),
-            "--batch-size", "8", *more]
+    return ["--model", str(place / "random"), "--data", str(place / "sft.jsonl"),
+            "--out", str(out), "--batch-size", "8", *more]
 
 
 def killed(*arguments, **named):
@@ -329,7 +347,7 @@ def test_memory_may_be_turned_down_on_resume(place, whole, tmp_path, monkeypatch
     assert json.loads((run / "config.json").read_text())["grad_checkpoint"] is True
 
 
-# ------------------------------------------------------------- sampled pairs
+# ------------------------------------------------------------------------------------ sampled pairs
 
 def other_pairs_each_time(monkeypatch):
     """Let the sampler find other pairs at every call, as on a machine that rounds differently.
@@ -425,7 +443,7 @@ def test_other_pairs_are_refused_and_overwrite_removes_them(place, tmp_path, mon
     assert not (run / "pairs.jsonl").exists()
 
 
-# ------------------------------------------------------------- what is not the run's
+# ---------------------------------------------------------------------------- what is not the run's
 
 def test_what_a_user_keeps_beside_a_run_stays(place, tmp_path):
     run = tmp_path / "run"
@@ -435,7 +453,8 @@ def test_what_a_user_keeps_beside_a_run_stays(place, tmp_path):
         (run / name).mkdir()
         (run / name / "weights").write_text("mine")
     (run / names[2]).write_text("mine")
-    (run / "pairs.jsonl").write_text("mine")                       # of a run that samples none
+    # This run samples no pairs.
+    (run / "pairs.jsonl").write_text("mine")
     mine = {p: p.read_bytes() for p in run.rglob("*") if p.is_file() and p.read_bytes() == b"mine"}
     train_sft.main(["--out", str(run), "--resume", "--steps", "2"])
     train_sft.main(sft(place, run, "--steps", "1", "--overwrite"))
@@ -463,7 +482,8 @@ def test_a_kill_while_the_model_is_replaced_leaves_nothing(place, tmp_path, monk
     assert result(run) == result(whole)
 
 
-def test_a_kill_while_the_old_model_is_removed_leaves_nothing(place, tmp_path, monkeypatch, capsys):
+def test_a_kill_while_the_old_model_is_removed_leaves_nothing(
+        place, tmp_path, monkeypatch, capsys):
     """The run is finished then, and a part of a checkpoint may lie there from an earlier kill."""
     whole, run, remove = tmp_path / "whole", tmp_path / "run", run_module.remove
 
@@ -524,7 +544,7 @@ def test_after_a_kill_while_overwriting_a_run_can_be_overwritten(place, tmp_path
     assert result(run) == result(same)
 
 
-# ------------------------------------------------------------- two processes at once
+# ---------------------------------------------------------------------------- two processes at once
 
 TRAIN = """
 import sys, time
@@ -551,8 +571,6 @@ fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX)
 print("locked", flush=True)
 time.sleep(float(sys.argv[2]))
 """
-
-
 FORK = """
 import os, sys, time
 from pathlib import Path
@@ -596,7 +614,7 @@ def test_a_run_that_another_process_trains_is_left_alone(place, tmp_path, capsys
     finally:
         holder.kill()
         holder.communicate()
-    # a killed process holds nothing
+    # A killed process holds nothing.
     train_sft.main(["--out", str(run), "--resume", "--steps", "2"])
 
 
@@ -630,7 +648,7 @@ def test_another_run_that_came_meanwhile_is_left_alone(place, tmp_path, monkeypa
     assert before and everything(run) == before
 
 
-# ------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------------- what is said
 
 def test_peak_memory_is_of_the_device_that_is_used(monkeypatch):
     used = {torch.device("cuda:1"): 3 * 2 ** 20}
@@ -642,7 +660,8 @@ def test_peak_memory_is_of_the_device_that_is_used(monkeypatch):
 
 def test_trouble_is_named():
     healthy = {"entropy": 0.04, "no_signal": 0.7, "kl": 0.05}
-    assert trouble(healthy) == [] and trouble({"loss": 1.0}) == [] and trouble({**healthy, "entropy": ""}) == []
+    assert (trouble(healthy) == [] and trouble({"loss": 1.0}) == []
+            and trouble({**healthy, "entropy": ""}) == [])
     assert trouble({**healthy, "entropy": 1e-5}) == ["collapsed: entropy near 0"]
     assert trouble({**healthy, "no_signal": 1.0}) == ["no group has a signal"]
     assert trouble({**healthy, "kl": 3.0}) == ["far from the reference"]
