@@ -1,4 +1,5 @@
-"""What people get wrong, tried on every script: one line that names what was found where, status 2, and nothing that was there is touched."""
+"""What people get wrong, tried on every script: one line that names what was found where, status 2,
+and nothing that was there is touched."""
 import json
 import shutil
 import subprocess
@@ -16,9 +17,9 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from support.cli import script
 from conftest import CHAT_TEMPLATE
 from model import ScalarModel, Transformer
+from support.cli import script
 from support.pretrained import load_pretrained, save_pretrained
 from support.tokenizer import Tokenizer, builtin_tokenizer
 
@@ -27,36 +28,57 @@ SCRIPTS = [SFT, RM, DPO, GRPO, PPO]
 
 
 def good(n: int) -> list[str]:
-    return [json.dumps({"prompt": f"{i}:", "completion": "ab", "chosen": "a", "rejected": "b"}) for i in range(n)]
+    return [json.dumps({"prompt": f"{i}:", "completion": "ab", "chosen": "a", "rejected": "b"})
+            for i in range(n)]
 
 
-DATA = {                                   # name: a JSONL file's bytes
+# Of each name, a JSONL file's bytes.
+DATA = {
     "deep": b'{"prompt": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "empty": b"", "blank": b"\n \n\n", "binary": bytes(range(256)), "latin1": '{"prompt": "é"}'.encode("latin-1"),
+    "empty": b"",
+    "blank": b"\n \n\n",
+    "binary": bytes(range(256)),
+    "latin1": '{"prompt": "é"}'.encode("latin-1"),
     "utf16": '{"prompt": "a"}'.encode("utf-16"),
     "cut": "\n".join([*good(20), '{"prompt": "a", "compl', *good(3)]).encode(),
     "list": "\n".join([*good(4), "[1, 2]"]).encode(),
-    "number": "\n".join([*good(2), '{"prompt": 7, "completion": "a", "chosen": "a", "rejected": "b"}']).encode(),
-    "null": "\n".join([*good(2), '{"prompt": "a", "completion": null, "chosen": null, "rejected": "b"}']).encode(),
+    "number": "\n".join([
+        *good(2),
+        '{"prompt": 7, "completion": "a", "chosen": "a", "rejected": "b"}']).encode(),
+    "null": "\n".join([
+        *good(2),
+        '{"prompt": "a", "completion": null, "chosen": null, "rejected": "b"}']).encode(),
     "missing": "\n".join([*good(2), '{"text": "a"}']).encode(),
     "no_messages": b'{"prompt": [], "completion": [], "chosen": [], "rejected": []}',
-    "no_content": b'{"prompt": [{"role": "user"}], "completion": "a", "chosen": "a", "rejected": "b"}',
-    "mixed": b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}], "chosen": "a", "rejected": "b"}',
-    "turns": json.dumps({"prompt": [{"role": "user", "content": "a"}], **{name: [
-        {"role": "assistant", "content": "bb"}, {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
-        for name in ("completion", "chosen", "rejected")}}).encode(),
-    "no_answer": b'{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "user", "content": "b"}]}',
-    "chat": (b'{"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}], '
-             b'"chosen": [{"role": "assistant", "content": "b"}], "rejected": [{"role": "assistant", "content": "c"}]}'),
+    "no_content": (b'{"prompt": [{"role": "user"}], "completion": "a", '
+                   b'"chosen": "a", "rejected": "b"}'),
+    "mixed": (b'{"prompt": "a", "completion": [{"role": "assistant", "content": "b"}], '
+              b'"chosen": "a", "rejected": "b"}'),
+    "turns": json.dumps({
+        "prompt": [{"role": "user", "content": "a"}],
+        **{name: [{"role": "assistant", "content": "bb"}, {"role": "user", "content": "c"},
+                  {"role": "assistant", "content": "d"}]
+           for name in ("completion", "chosen", "rejected")}}).encode(),
+    "no_answer": (b'{"prompt": [{"role": "user", "content": "a"}], '
+                  b'"completion": [{"role": "user", "content": "b"}]}'),
+    "chat": (b'{"prompt": [{"role": "user", "content": "a"}], '
+             b'"completion": [{"role": "assistant", "content": "b"}], '
+             b'"chosen": [{"role": "assistant", "content": "b"}], '
+             b'"rejected": [{"role": "assistant", "content": "c"}]}'),
     "empty_prompts": b'{"prompt": "", "completion": "a", "chosen": "a", "rejected": "b"}',
     "empty_answers": b'{"prompt": "a", "completion": "", "chosen": "", "rejected": "b"}',
     "equal": b'{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "b"}',
     "answers": b'{"prompt": "a", "answer": "7"}\n{"prompt": "b", "answer": 7.5}\n{"prompt": "c"}',
-    "answer_list": b'{"prompt": "a", "answer": ["7"]}', "answer_true": b'{"prompt": "a", "answer": true}',
-    "answer_null": b'{"prompt": "a", "answer": null}', "answer_blank": b'{"prompt": "a", "answer": " $."}',
-    "messages_text": b'{"messages": "a"}', "messages_chat": b'{"messages": [{"role": "assistant", "content": "a"}]}',
+    "answer_list": b'{"prompt": "a", "answer": ["7"]}',
+    "answer_true": b'{"prompt": "a", "answer": true}',
+    "answer_null": b'{"prompt": "a", "answer": null}',
+    "answer_blank": b'{"prompt": "a", "answer": " $."}',
+    "messages_text": b'{"messages": "a"}',
+    "messages_chat": b'{"messages": [{"role": "assistant", "content": "a"}]}',
     "pairs": "\n".join(good(20)).encode(),
-    "long": json.dumps({"prompt": "a" * 100, "completion": "b", "chosen": "a", "rejected": "b"}).encode()}
+    "long": json.dumps({"prompt": "a" * 100, "completion": "b",
+                        "chosen": "a", "rejected": "b"}).encode(),
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +91,8 @@ def bad(place, tmp_path_factory):
     (path / "file").write_text("mine")
     (path / "syntax.py").write_text("def f(:")
     (path / "exits.py").write_text("raise SystemExit(3)")
-    (path / "reward.py").write_text("def f(prompts, completions, **columns): return [0.0] * len(prompts)\nvalue = 3")
+    (path / "reward.py").write_text(
+        "def f(prompts, completions, **columns): return [0.0] * len(prompts)\nvalue = 3")
 
     def model(name, **changes):
         shutil.copytree(place / "sft" / "model", path / name)
@@ -90,25 +113,33 @@ def bad(place, tmp_path_factory):
     (model("no_tokenizer") / "tokenizer.json").unlink()
     (model("tokenizer_cut") / "tokenizer.json").write_text("{")
     (model("chats") / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    # as Qwen3's: of earlier answers it forgets what was thought
-    (model("forgets") / "chat_template.jinja").write_text(CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
-    # reward models: one that reads other tokens than the policy writes, and one with a shorter context
-    for name, changes, text in (("scores_other_tokens", {}, "<plan>"), ("scores_short", {"max_seq_len": 16}, "<think>")):
+    # As Qwen3's: of earlier answers it forgets what was thought.
+    (model("forgets") / "chat_template.jinja").write_text(
+        CHAT_TEMPLATE.replace("m.content", "(m.content if loop.last else m.content[:1])"))
+    # Reward models: one that reads other tokens than the policy writes, and one with a shorter
+    # context.
+    for name, changes, text in (("scores_other_tokens", {}, "<plan>"),
+                                ("scores_short", {"max_seq_len": 16}, "<think>")):
         tokenizer = builtin_tokenizer()
-        files = {**tokenizer.files, "tokenizer.json": tokenizer.files["tokenizer.json"].replace(b"<think>", text.encode())}
+        files = {
+            **tokenizer.files,
+            "tokenizer.json": tokenizer.files["tokenizer.json"].replace(b"<think>", text.encode())}
         config = replace(load_pretrained(place / "sft" / "model")[0].config, **changes)
         save_pretrained(ScalarModel(Transformer(config)), Tokenizer(files, path), path / name)
     weights = model("cut_weights") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    for name, change in (("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
-                         ("tensor_missing", lambda x: {k: v for k, v in x.items() if k != "model.norm.weight"})):
+    for name, change in (
+            ("left_over", lambda x: {**x, "model.extra": x["model.norm.weight"].clone()}),
+            ("tensor_missing", lambda x: {k: v for k, v in x.items() if k != "model.norm.weight"})):
         weights = model(name) / "model.safetensors"
         save_file(change(load_file(weights)), weights)
 
     def run(name, source="run"):
         return shutil.copytree(path / source, path / name)
-    quick = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--reward", f"{place / 'reward.py'}:vowels", "--steps", "2",
-             "--prompts-per-step", "4", "--group-size", "2", "--max-new-tokens", "4", "--eval-problems", "4"]
+    quick = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+             "--reward", f"{place / 'reward.py'}:vowels", "--steps", "2",
+             "--prompts-per-step", "4", "--group-size", "2", "--max-new-tokens", "4",
+             "--eval-problems", "4"]
     GRPO.main(["--out", str(path / "run"), *quick])
     (run("corrupt") / "checkpoint.pt").write_bytes(b"no checkpoint")
     checkpoint = run("half") / "checkpoint.pt"
@@ -148,138 +179,224 @@ def every(scripts, flags, message):
 
 
 CASES = [
-    # flags
+    # Flags, which may not be abbreviated.
     *every([*SCRIPTS, compare], ["--colour", "red"], "unrecognized arguments: --colour red"),
-    *every(SCRIPTS, ["--step", "3"], "unrecognized arguments: --step 3"),                          # no abbreviations
+    *every(SCRIPTS, ["--step", "3"], "unrecognized arguments: --step 3"),
     *every(SCRIPTS, ["--steps", "0"], "--steps: 0 is out of range, expected at least 1"),
     *every(SCRIPTS, ["--lr", "nan"], "--lr: nan is out of range, expected at least 0"),
-    (GRPO, ["extra"], "unrecognized arguments: extra"), (GRPO, ["--steps"], "--steps: expected one argument"),
-    (GRPO, ["--steps", "1.5"], "--steps: invalid int value: '1.5'"), (GRPO, ["--lr", "fast"], "--lr: invalid float value: 'fast'"),
-    (GRPO, ["--lr", "-1"], "--lr: -1 is out of range"), (PPO, ["--clip", "inf"], "--clip: inf is out of range"),
-    (GRPO, ["--seed", "-1"], "--seed: -1 is out of range"), (GRPO, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
-    (GRPO, ["--temperature", "0"], "--temperature: 0 is out of range"), (PPO, ["--temperature", "-1"], "--temperature: -1 is out of range"),
-    (GRPO, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"), (DPO, ["--loss", "grpo"], "--loss: invalid choice: 'grpo'"),
-    (GRPO, ["--dtype", "float16"], "--dtype: invalid choice: 'float16'"), (PPO, ["--lam", "1.5"], "--lam: 1.5 is out of range"),
-    (DPO, ["--beta", "0"], "--beta: 0 is out of range"), (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
-    (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"), (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
-    (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"), (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
-    (compare, ["colour"], "unknown experiment colour, expected overoptimization, "), (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
-    (compare, ["--figures"], "runs/compare/results.csv: not found"), (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
-    # flags that don't go together
+    (GRPO, ["extra"], "unrecognized arguments: extra"),
+    (GRPO, ["--steps"], "--steps: expected one argument"),
+    (GRPO, ["--steps", "1.5"], "--steps: invalid int value: '1.5'"),
+    (GRPO, ["--lr", "fast"], "--lr: invalid float value: 'fast'"),
+    (GRPO, ["--lr", "-1"], "--lr: -1 is out of range"),
+    (PPO, ["--clip", "inf"], "--clip: inf is out of range"),
+    (GRPO, ["--seed", "-1"], "--seed: -1 is out of range"),
+    (GRPO, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
+    (GRPO, ["--temperature", "0"], "--temperature: 0 is out of range"),
+    (PPO, ["--temperature", "-1"], "--temperature: -1 is out of range"),
+    (GRPO, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"),
+    (DPO, ["--loss", "grpo"], "--loss: invalid choice: 'grpo'"),
+    (GRPO, ["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
+    (PPO, ["--lam", "1.5"], "--lam: 1.5 is out of range"),
+    (DPO, ["--beta", "0"], "--beta: 0 is out of range"),
+    (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
+    (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"),
+    (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
+    (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"),
+    (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
+    (compare, ["colour"], "unknown experiment colour, expected overoptimization, "),
+    (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
+    (compare, ["--figures"], "runs/compare/results.csv: not found"),
+    (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
+    # Flags that don't go together.
     (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
     (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
-    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"], "--aggregate has no effect with --loss gspo"),
-    (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"), (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
+    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"],
+     "--aggregate has no effect with --loss gspo"),
+    (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"),
+    (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
     (GRPO, ["--aggregate", "mean"], "--aggregate: invalid choice: 'mean'"),
     (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
-    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"], "--label-smoothing has no effect with --loss kto"),
-    # flags that have no effect
+    (DPO, ["--loss", "kto", "--label-smoothing", "0.1"],
+     "--label-smoothing has no effect with --loss kto"),
+    # Flags that have no effect.
     (GRPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
-    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
-        ["--kl-target", "1"], ["--kl-in", "loss"], ["--kl-estimator", "k2"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
-    *[(GRPO, [*method, "--kl-target", "1"], "--kl-target has no effect where --kl-coef is 0") for method in (
-        ["--loss", "dapo"], ["--loss", "cispo"], ["--advantage", "dr_grpo"])],
-    *[(GRPO, ["--advantage", name, "--kl-estimator", "k2"], "--kl-estimator has no effect with --kl-in reward")
+    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+      for flags in (["--kl-target", "1"], ["--kl-in", "loss"], ["--kl-estimator", "k2"],
+                    ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    *[(GRPO, [*method, "--kl-target", "1"], "--kl-target has no effect where --kl-coef is 0")
+      for method in (["--loss", "dapo"], ["--loss", "cispo"], ["--advantage", "dr_grpo"])],
+    *[(GRPO, ["--advantage", name, "--kl-estimator", "k2"],
+       "--kl-estimator has no effect with --kl-in reward")
       for name in ("rloo", "remax", "reinforce_pp")],
-    (GRPO, ["--advantage", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward", "--kl-estimator", "k3"], "--kl-estimator has no effect with"),
-    *[(GRPO, ["--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step") for flag in ("--clip-low", "--clip-high")],
-    *[(GRPO, ["--advantage", "rloo", flag, "0.1"], f"{flag} has no effect with --loss reinforce") for flag in ("--clip-low", "--clip-high")],
-    (GRPO, ["--advantage", "rloo", "--minibatches", "2"], "expected 1 and 1"), (GRPO, ["--loss", "reinforce", "--epochs", "2"], "expected 1 and 1"),
-    *every([GRPO, PPO], ["--ref-ema", "1"], "--ref-ema 1 keeps the reference as it is, expected less than 1"),
-    *[(GRPO, ["--advantage", "dr_grpo", "--loss", loss], f"--advantage dr_grpo averages over a constant and --loss {loss} doesn't")
+    (GRPO, ["--advantage", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward",
+            "--kl-estimator", "k3"],
+     "--kl-estimator has no effect with"),
+    *[(GRPO, ["--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step")
+      for flag in ("--clip-low", "--clip-high")],
+    *[(GRPO, ["--advantage", "rloo", flag, "0.1"], f"{flag} has no effect with --loss reinforce")
+      for flag in ("--clip-low", "--clip-high")],
+    (GRPO, ["--advantage", "rloo", "--minibatches", "2"], "expected 1 and 1"),
+    (GRPO, ["--loss", "reinforce", "--epochs", "2"], "expected 1 and 1"),
+    *every([GRPO, PPO], ["--ref-ema", "1"],
+           "--ref-ema 1 keeps the reference as it is, expected less than 1"),
+    *[(GRPO, ["--advantage", "dr_grpo", "--loss", loss],
+       f"--advantage dr_grpo averages over a constant and --loss {loss} doesn't")
       for loss in ("gspo", "dapo")],
-    (GRPO, ["--advantage", "reinforce_pp", "--loss", "gspo"], "--advantage reinforce_pp has an advantage for each token, but --loss gspo"),
+    (GRPO, ["--advantage", "reinforce_pp", "--loss", "gspo"],
+     "--advantage reinforce_pp has an advantage for each token, but --loss gspo"),
     (GRPO, ["--kl-in", "reward"], "--kl-in reward is not for --advantage grpo"),
     (PPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
-    *[(PPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0") for flags in (
-        ["--kl-target", "1"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
-    (PPO, ["--reward", "verifier", "--unfinished-score", "0"], "--unfinished-score has no effect with --reward"),
-    *[(PPO, ["--epochs", "1", "--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step")
+    *[(PPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+      for flags in (["--kl-target", "1"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
+    (PPO, ["--reward", "verifier", "--unfinished-score", "0"],
+     "--unfinished-score has no effect with --reward"),
+    *[(PPO, ["--epochs", "1", "--minibatches", "1", flag, "0.1"],
+       f"{flag} has no effect with one update a step")
       for flag in ("--clip", "--value-clip")],
-    *[(PPO, ["--data", "x", "--reward-model", "x", flag, "5"], f"{flag} has no effect with --data and a reward model")
+    *[(PPO, ["--data", "x", "--reward-model", "x", flag, "5"],
+       f"{flag} has no effect with --data and a reward model")
       for flag in ("--eval-every", "--eval-problems")],
-    *[(DPO, ["--loss", loss, flag, "0.5"], f"{flag} has no effect with --loss {loss}") for loss, flag in (
-        ("dpo", "--gamma"), ("kto", "--gamma"), ("dpo", "--desirable-weight"), ("ipo", "--undesirable-weight"), ("simpo", "--label-smoothing"))],
-    *[(s, ["--data", "x", flag, "5"], f"{flag} has no effect with --data") for s in (RM, DPO) for flag in ("--pairs", "--max-new-tokens")],
-    *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"], "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
-    # devices
-    *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"), (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
-    # data
-    *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"), *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
+    *[(DPO, ["--loss", loss, flag, "0.5"], f"{flag} has no effect with --loss {loss}")
+      for loss, flag in (("dpo", "--gamma"), ("kto", "--gamma"), ("dpo", "--desirable-weight"),
+                         ("ipo", "--undesirable-weight"), ("simpo", "--label-smoothing"))],
+    *[(s, ["--data", "x", flag, "5"], f"{flag} has no effect with --data")
+      for s in (RM, DPO) for flag in ("--pairs", "--max-new-tokens")],
+    *every([GRPO, PPO], ["--max-new-tokens", "60", "--reward", "verifier"],
+           "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
+    # Devices.
+    *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"),
+    (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
+    # Data.
+    *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
     *every(SCRIPTS, ["--data", "{bad}/empty.jsonl"], "empty.jsonl: no examples in it"),
     *every(SCRIPTS, ["--data", "{bad}/cut.jsonl"], "cut.jsonl, line 21: not JSON"),
     *every(SCRIPTS, ["--data", "{bad}/deep.jsonl"], "deep.jsonl, line 1: not JSON"),
-    *every(SCRIPTS, ["--data", "{bad}/chat.jsonl"], "chat.jsonl, line 1: this model has no chat template"),
-    *every(SCRIPTS, ["--data", "{bad}/long.jsonl"], "long.jsonl: none of 1 examples can be used"),
-    *every(SCRIPTS, ["--data", "{bad}/empty_prompts.jsonl"], "empty_prompts.jsonl: none of 1 examples can be used"),
-    *every(SCRIPTS, ["--data", "{bad}/number.jsonl"], "number.jsonl, line 3: prompt is 7, expected text"),
-    *every(SCRIPTS, ["--data", "{bad}/missing.jsonl"], "missing.jsonl, line 3: prompt is missing, expected text"),
-    (GRPO, ["--data", "{bad}/blank.jsonl"], "no examples in it"), (SFT, ["--data", "{bad}/binary.jsonl"], "binary.jsonl: byte 128 is not UTF-8"),
-    (GRPO, ["--data", "{bad}/latin1.jsonl"], "latin1.jsonl: byte 12 is not UTF-8"), (RM, ["--data", "{bad}/utf16.jsonl"], "utf16.jsonl: byte 0 is not UTF-8"),
+    *every(SCRIPTS, ["--data", "{bad}/chat.jsonl"],
+           "chat.jsonl, line 1: this model has no chat template"),
+    *every(SCRIPTS, ["--data", "{bad}/long.jsonl"],
+           "long.jsonl: none of 1 examples can be used"),
+    *every(SCRIPTS, ["--data", "{bad}/empty_prompts.jsonl"],
+           "empty_prompts.jsonl: none of 1 examples can be used"),
+    *every(SCRIPTS, ["--data", "{bad}/number.jsonl"],
+           "number.jsonl, line 3: prompt is 7, expected text"),
+    *every(SCRIPTS, ["--data", "{bad}/missing.jsonl"],
+           "missing.jsonl, line 3: prompt is missing, expected text"),
+    (GRPO, ["--data", "{bad}/blank.jsonl"], "no examples in it"),
+    (SFT, ["--data", "{bad}/binary.jsonl"], "binary.jsonl: byte 128 is not UTF-8"),
+    (GRPO, ["--data", "{bad}/latin1.jsonl"], "latin1.jsonl: byte 12 is not UTF-8"),
+    (RM, ["--data", "{bad}/utf16.jsonl"], "utf16.jsonl: byte 0 is not UTF-8"),
     (PPO, ["--data", "{bad}/list.jsonl"], "list.jsonl, line 5: found list, expected an object"),
-    (SFT, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: completion is null"), (DPO, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: chosen is null"),
+    (SFT, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: completion is null"),
+    (DPO, ["--data", "{bad}/null.jsonl"], "null.jsonl, line 3: chosen is null"),
     (SFT, ["--data", "{bad}/no_messages.jsonl"], "no_messages.jsonl, line 1: prompt is []"),
     (GRPO, ["--data", "{bad}/no_content.jsonl"], "no_content.jsonl, line 1: prompt is [{{"),
-    (SFT, ["--data", "{bad}/mixed.jsonl"], "mixed.jsonl, line 1: prompt and completion mix text and messages"),
-    (SFT, ["--data", "{bad}/empty_answers.jsonl"], "empty_answers.jsonl: none of 1"), (DPO, ["--data", "{bad}/empty_answers.jsonl"], "none of 1"),
+    (SFT, ["--data", "{bad}/mixed.jsonl"],
+     "mixed.jsonl, line 1: prompt and completion mix text and messages"),
+    (SFT, ["--data", "{bad}/empty_answers.jsonl"], "empty_answers.jsonl: none of 1"),
+    (DPO, ["--data", "{bad}/empty_answers.jsonl"], "none of 1"),
     *every([RM, DPO], ["--data", "{bad}/equal.jsonl"], "equal.jsonl: none of 1"),
-    (SFT, ["--data", "{bad}/messages_text.jsonl"], 'messages_text.jsonl, line 1: messages is "a", expected a list of'),
-    (SFT, ["--data", "{bad}/messages_chat.jsonl"], "messages_chat.jsonl, line 1: this model has no chat template"),
-    (DPO, ["--data", "{bad}/messages_chat.jsonl"], "messages_chat.jsonl, line 1: prompt is missing"),
-    (SFT, ["--model", "{bad}/chats", "--data", "{bad}/no_answer.jsonl"], "no_answer.jsonl, line 1: the completion has no message of the assistant"),
-    (SFT, ["--model", "{bad}/forgets", "--data", "{bad}/turns.jsonl"], "turns.jsonl, line 1: the chat template writes a conversation and its"),
+    (SFT, ["--data", "{bad}/messages_text.jsonl"],
+     'messages_text.jsonl, line 1: messages is "a", expected a list of'),
+    (SFT, ["--data", "{bad}/messages_chat.jsonl"],
+     "messages_chat.jsonl, line 1: this model has no chat template"),
+    (DPO, ["--data", "{bad}/messages_chat.jsonl"],
+     "messages_chat.jsonl, line 1: prompt is missing"),
+    (SFT, ["--model", "{bad}/chats", "--data", "{bad}/no_answer.jsonl"],
+     "no_answer.jsonl, line 1: the completion has no message of the assistant"),
+    (SFT, ["--model", "{bad}/forgets", "--data", "{bad}/turns.jsonl"],
+     "turns.jsonl, line 1: the chat template writes a conversation and its"),
     *every([RM, DPO], ["--model", "{bad}/chats", "--data", "{bad}/turns.jsonl"],
-           "turns.jsonl, line 1: found an answer of assistant, user, assistant, expected one message of the assistant"),
-    *every([GRPO, PPO], ["--reward", "exact"], "--reward exact needs --data with a field `answer`"),
+           "turns.jsonl, line 1: found an answer of assistant, user, assistant, "
+           "expected one message of the assistant"),
+    *every([GRPO, PPO], ["--reward", "exact"],
+           "--reward exact needs --data with a field `answer`"),
     *every([GRPO, PPO], ["--reward", "exact", "--data", "{bad}/answers.jsonl"],
-           "answers.jsonl, line 3: answer is missing, expected text or a number for --reward exact"),
-    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_list.jsonl"], 'answer_list.jsonl, line 1: answer is ["7"], expected'),
-    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_true.jsonl"], "line 1: answer is true, expected"),
-    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_null.jsonl"], "line 1: answer is null, expected"),
-    (PPO, ["--reward", "exact", "--data", "{bad}/answer_blank.jsonl"], 'line 1: answer is " $.", expected'),
-    # models
-    *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"), *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
-    (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"), (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
+           "answers.jsonl, line 3: answer is missing, "
+           "expected text or a number for --reward exact"),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_list.jsonl"],
+     'answer_list.jsonl, line 1: answer is ["7"], expected'),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_true.jsonl"],
+     "line 1: answer is true, expected"),
+    (GRPO, ["--reward", "exact", "--data", "{bad}/answer_null.jsonl"],
+     "line 1: answer is null, expected"),
+    (PPO, ["--reward", "exact", "--data", "{bad}/answer_blank.jsonl"],
+     'line 1: answer is " $.", expected'),
+    # Models.
+    *every(SCRIPTS, ["--model", "nowhere"], "nowhere/config.json: not found"),
+    *every(SCRIPTS, ["--model", "{bad}/file"], "file/config.json: not found"),
+    (GRPO, ["--model", "{bad}/no_config"], "no_config/config.json: not found"),
+    (GRPO, ["--model", "{bad}/config_list"], "config_list/config.json"),
     (GRPO, ["--model", "{bad}/config_deep"], "config_deep/config.json: not JSON"),
-    (GRPO, ["--model", "{bad}/config_cut"], "config_cut/config.json: not JSON"), (GRPO, ["--model", "{bad}/family"], "model_type is 'mamba'"),
-    (GRPO, ["--model", "{bad}/text_size"], "config.json: hidden_size is '32'"), (GRPO, ["--model", "{bad}/window"], "sliding_window"),
-    (GRPO, ["--model", "{bad}/shape"], "has shape (64, 32), config.json says (65, 32)"), (GRPO, ["--model", "{bad}/vocabulary"], "has shape (260, 32)"),
-    (GRPO, ["--model", "{bad}/no_weights"], "model.safetensors: not found"), (GRPO, ["--model", "{bad}/cut_weights"], "model.safetensors: cut off"),
-    (GRPO, ["--model", "{bad}/left_over"], "model.extra is not part of this model"), (GRPO, ["--model", "{bad}/tensor_missing"], "norm.weight is missing"),
-    (GRPO, ["--model", "{bad}/no_tokenizer"], "tokenizer.json: not found"), (GRPO, ["--model", "{bad}/tokenizer_cut"], "tokenizer.json: not JSON"),
+    (GRPO, ["--model", "{bad}/config_cut"], "config_cut/config.json: not JSON"),
+    (GRPO, ["--model", "{bad}/family"], "model_type is 'mamba'"),
+    (GRPO, ["--model", "{bad}/text_size"], "config.json: hidden_size is '32'"),
+    (GRPO, ["--model", "{bad}/window"], "sliding_window"),
+    (GRPO, ["--model", "{bad}/shape"], "has shape (64, 32), config.json says (65, 32)"),
+    (GRPO, ["--model", "{bad}/vocabulary"], "has shape (260, 32)"),
+    (GRPO, ["--model", "{bad}/no_weights"], "model.safetensors: not found"),
+    (GRPO, ["--model", "{bad}/cut_weights"], "model.safetensors: cut off"),
+    (GRPO, ["--model", "{bad}/left_over"], "model.extra is not part of this model"),
+    (GRPO, ["--model", "{bad}/tensor_missing"], "norm.weight is missing"),
+    (GRPO, ["--model", "{bad}/no_tokenizer"], "tokenizer.json: not found"),
+    (GRPO, ["--model", "{bad}/tokenizer_cut"], "tokenizer.json: not JSON"),
     (GRPO, ["--model", "{bad}/unfinished"], "unfinished: this run is not finished"),
-    (PPO, ["--critic", "{place}/sft"], "score.weight is missing"), (PPO, ["--critic", "value"], "value/config.json: not found"),
-    (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"), (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
+    (PPO, ["--critic", "{place}/sft"], "score.weight is missing"),
+    (PPO, ["--critic", "value"], "value/config.json: not found"),
+    (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"),
+    (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
-    *[(PPO, [flag, "{bad}/scores_other_tokens"], f"{flag} {{bad}}/scores_other_tokens: its tokenizer is not that of the policy ({{place}}/sft/model)")
+    *[(PPO, [flag, "{bad}/scores_other_tokens"],
+       f"{flag} {{bad}}/scores_other_tokens: "
+       "its tokenizer is not that of the policy ({place}/sft/model)")
       for flag in ("--reward-model", "--critic")],
-    *[(PPO, [flag, "{bad}/scores_short", "--max-new-tokens", "14"], "--max-new-tokens leaves 2 tokens of the model's context for prompts")
+    *[(PPO, [flag, "{bad}/scores_short", "--max-new-tokens", "14"],
+       "--max-new-tokens leaves 2 tokens of the model's context for prompts")
       for flag in ("--reward-model", "--critic")],
-    # rewards
-    *every([GRPO, PPO], ["--reward", "nowhere.py:f"], "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
-    (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"), (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
-    (GRPO, ["--reward", "{bad}/reward.py:value"], "has no function value"), (PPO, ["--reward", "{bad}/syntax.py:f"], "SyntaxError"),
-    (GRPO, ["--reward", "{bad}/exits.py:f"], "SystemExit(3)"), (GRPO, ["--reward", "{bad}/file:f"], "importing"),
-    # run directories
-    *every(SCRIPTS, ["--out", "{bad}/file"], "file is not a directory"), *every(SCRIPTS, ["--out", "{bad}/file/run"], "file is not a directory"),
-    *every(SCRIPTS, ["--out", "{bad}/run"], "run: holds a run already (config.json, metrics.csv"),
-    *every(SCRIPTS, ["--resume"], "nothing to resume"), (SFT, ["--out", "{bad}/run", "--resume"], "run/config.json: not the settings of a run of sft: ValueError('another algorithm')"),
-    (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"], "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
-    (GRPO, ["--out", "{bad}/run", "--resume", "--overwrite"], "--resume and --overwrite are both given"),
-    (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"], "corrupt/checkpoint.pt: can't be resumed from"),
-    (GRPO, ["--out", "{bad}/half", "--resume", "--steps", "4"], "half/checkpoint.pt: can't be resumed from"),
-    (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"], "other/checkpoint.pt: can't be resumed from: ValueError: it is of sft"),
-    (GRPO, ["--out", "{bad}/lost", "--resume", "--steps", "4"], "lost/checkpoint.pt: can't be resumed from"),
-    (GRPO, ["--out", "{bad}/settings_cut", "--resume"], "settings_cut/config.json: not the settings of a run of grpo"),
-    (GRPO, ["--out", "{bad}/settings_deep", "--resume"], "settings_deep/config.json: not the settings of a run of grpo"),
-    (GRPO, ["--out", "{bad}/settings_other", "--resume"], "settings_other/config.json: not the settings of a run of grpo"),
-    (GRPO, ["--out", "{bad}/metrics_cut", "--resume", "--steps", "4"], "metrics.csv: has 5 bytes, expected"),
-    # what isn't a run's stays, also with --overwrite
+    # Rewards.
+    *every([GRPO, PPO], ["--reward", "nowhere.py:f"],
+           "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
+    (GRPO, ["--reward", "accuracy"], "--reward accuracy: expected"),
+    (GRPO, ["--reward", "{bad}/reward.py:g"], "reward.py has no function g"),
+    (GRPO, ["--reward", "{bad}/reward.py:value"], "has no function value"),
+    (PPO, ["--reward", "{bad}/syntax.py:f"], "SyntaxError"),
+    (GRPO, ["--reward", "{bad}/exits.py:f"], "SystemExit(3)"),
+    (GRPO, ["--reward", "{bad}/file:f"], "importing"),
+    # Run directories.
+    *every(SCRIPTS, ["--out", "{bad}/file"], "file is not a directory"),
+    *every(SCRIPTS, ["--out", "{bad}/file/run"], "file is not a directory"),
+    *every(SCRIPTS, ["--out", "{bad}/run"],
+           "run: holds a run already (config.json, metrics.csv"),
+    *every(SCRIPTS, ["--resume"], "nothing to resume"),
+    (SFT, ["--out", "{bad}/run", "--resume"],
+     "run/config.json: not the settings of a run of sft: ValueError('another algorithm')"),
+    (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"],
+     "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
+    (GRPO, ["--out", "{bad}/run", "--resume", "--overwrite"],
+     "--resume and --overwrite are both given"),
+    (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"],
+     "corrupt/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/half", "--resume", "--steps", "4"],
+     "half/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/other", "--resume", "--steps", "4"],
+     "other/checkpoint.pt: can't be resumed from: ValueError: it is of sft"),
+    (GRPO, ["--out", "{bad}/lost", "--resume", "--steps", "4"],
+     "lost/checkpoint.pt: can't be resumed from"),
+    (GRPO, ["--out", "{bad}/settings_cut", "--resume"],
+     "settings_cut/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/settings_deep", "--resume"],
+     "settings_deep/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/settings_other", "--resume"],
+     "settings_other/config.json: not the settings of a run of grpo"),
+    (GRPO, ["--out", "{bad}/metrics_cut", "--resume", "--steps", "4"],
+     "metrics.csv: has 5 bytes, expected"),
+    # What isn't a run's stays, also with --overwrite.
     *[(script, ["--out", f"{{bad}}/{name}", *more], f"{name}: holds {file}, but no run's config")
       for name, file in NO_RUNS for script in (SFT, GRPO) for more in ([], AGAIN)],
     *every([RM, DPO], ["--out", "{bad}/dataset", *AGAIN], "holds pairs.jsonl, but no run's config"),
     (SFT, ["--out", "{bad}/hf", "--resume"], "config.json: not the settings of a run of sft"),
-    # nor does a run replace what it starts from
+    # Nor does a run replace what it starts from.
     *every(SCRIPTS, ["--out", "{bad}/run", *AGAIN, "--model", "{bad}/run"],
            "--model {bad}/run/model: is part of the run in {bad}/run, which would be replaced"),
     *every(SCRIPTS, ["--out", "{bad}/run", *AGAIN, "--model", "{bad}/run/model"],
@@ -297,20 +414,24 @@ CASES = [
            "--reward-model", "{bad}/scores"],
      "--critic {bad}/scored/model: is part of the run"),
     # evaluate.py
-    (evaluate, ["--json"], "expected a run or model directory first"), (evaluate, ["nowhere"], "nowhere/config.json: not found"),
+    (evaluate, ["--json"], "expected a run or model directory first"),
+    (evaluate, ["nowhere"], "nowhere/config.json: not found"),
     (evaluate, ["{place}/sft", "--data", "{place}/sft.jsonl"], "--data needs --reward"),
     (evaluate, ["{place}/sft"], "sft.jsonl and without a reward: expected --reward"),
     (evaluate, ["{place}/random", "--reward", "exact"], "--reward exact needs --data with a field"),
-    (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"], "answers.jsonl, line 3: answer is missing"),
+    (evaluate, ["{place}/sft", "--reward", "exact", "--data", "{bad}/answers.jsonl"],
+     "answers.jsonl, line 3: answer is missing"),
     (evaluate, ["{place}/sft", "--samples", "0"], "--samples: 0 is out of range"),
     (evaluate, ["{place}/sft", "--colour"], "unrecognized arguments: --colour"),
-    (evaluate, ["{place}/random", "--max-new-tokens", "60"], "--max-new-tokens leaves 4 tokens"),
+    (evaluate, ["{place}/random", "--max-new-tokens", "60"],
+     "--max-new-tokens leaves 4 tokens"),
     (evaluate, ["{place}/random", "--reference", "nowhere"], "nowhere/config.json: not found"),
 ]
 
 
 def tree(*roots):
-    return {p: p.read_bytes() if p.is_file() else None for root in roots for p in root.rglob("*") if "__pycache__" not in p.parts}
+    return {p: p.read_bytes() if p.is_file() else None
+            for root in roots for p in root.rglob("*") if "__pycache__" not in p.parts}
 
 
 def run_script(main, flags, capsys):
@@ -320,15 +441,19 @@ def run_script(main, flags, capsys):
     return end.value.code, capsys.readouterr().err.splitlines()
 
 
-@pytest.mark.parametrize("module, flags, message", CASES, ids=lambda x: getattr(x, "__name__", None) or " ".join(x) if not isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    "module, flags, message", CASES,
+    ids=lambda x: (getattr(x, "__name__", None) or " ".join(x) if not isinstance(x, str) else ""))
 def test_one_line_and_status_2(place, bad, tmp_path, capsys, monkeypatch, module, flags, message):
     monkeypatch.chdir(tmp_path)
-    message, flags = message.format(place=place, bad=bad), [f.format(place=place, bad=bad) for f in flags]
+    message, flags = (message.format(place=place, bad=bad),
+                      [f.format(place=place, bad=bad) for f in flags])
     resumes_a_run = "--resume" in flags and "--out" in flags
     if module in SCRIPTS and not resumes_a_run:
         if "--model" not in flags:
             flags += ["--model", str(place / "sft")]
-        if module in (GRPO, PPO) and not {"--reward", "--reward-model"} & set(flags) and "--data needs --reward" not in message:
+        if (module in (GRPO, PPO) and not {"--reward", "--reward-model"} & set(flags)
+                and "--data needs --reward" not in message):
             flags += ["--reward", f"{bad / 'reward.py'}:f"]
     before = tree(place, bad, tmp_path)
     status, lines = run_script(module.main, flags, capsys)
@@ -338,19 +463,27 @@ def test_one_line_and_status_2(place, bad, tmp_path, capsys, monkeypatch, module
 
 
 def rl(place, *flags):
-    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", "run", "--steps", "3", "--prompts-per-step", "60",
-            "--max-new-tokens", "6", "--eval-every", "0", *flags]
+    return ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", "run",
+            "--steps", "3", "--prompts-per-step", "60", "--max-new-tokens", "6",
+            "--eval-every", "0", *flags]
 
 
 @pytest.mark.parametrize("function, message", [
-    ("raises", "the reward function raises failed at {place}/reward.py, line 6: ZeroDivisionError"),
-    ("too_few", "the reward function too_few gave 1 values for 60 answers"), ("number", "the reward function number gave 1 values for 60"),
-    ("nan", "the reward function nan gave nan to "), ("nan", "an answer to line 8, expected a finite number"),
-    ("none", "the reward function none gave None to ")])
-def test_a_bad_reward_function_ends_the_run_with_status_1(place, tmp_path, capsys, monkeypatch, function, message):
+    ("raises",
+     "the reward function raises failed at {place}/reward.py, line 6: ZeroDivisionError"),
+    ("too_few", "the reward function too_few gave 1 values for 60 answers"),
+    ("number", "the reward function number gave 1 values for 60"),
+    ("nan", "the reward function nan gave nan to "),
+    ("nan", "an answer to line 8, expected a finite number"),
+    ("none", "the reward function none gave None to "),
+])
+def test_a_bad_reward_function_ends_the_run_with_status_1(
+        place, tmp_path, capsys, monkeypatch, function, message):
     monkeypatch.chdir(tmp_path)
-    status, lines = run_script(PPO.main, rl(place, "--reward", f"{place / 'reward.py'}:{function}"), capsys)
-    assert status == 1 and message.format(place=place) in lines[-1] and "Traceback" not in "".join(lines)
+    status, lines = run_script(
+        PPO.main, rl(place, "--reward", f"{place / 'reward.py'}:{function}"), capsys)
+    assert (status == 1 and message.format(place=place) in lines[-1]
+            and "Traceback" not in "".join(lines))
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
@@ -362,6 +495,9 @@ def test_the_verifier_on_other_prompts_says_what_it_expects(place, tmp_path, cap
 
 def test_from_the_shell(tmp_path):
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, root / "train_grpo.py", "--group-size", "1"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, root / "train_grpo.py", "--group-size", "1"],
+                          cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and not done.stdout and not list(tmp_path.iterdir())
-    assert done.stderr == "train_grpo.py: error: argument --group-size: 1 is out of range, expected at least 2 (see --help)\n"
+    assert done.stderr == (
+        "train_grpo.py: error: argument --group-size: 1 is out of range, expected at least 2 "
+        "(see --help)\n")
