@@ -1,4 +1,5 @@
-"""What the README, in English and in Chinese, says of the files and of the lab's numbers is true, and both give the same commands and outputs."""
+"""What the README, in English and in Chinese, says of the files and of the lab's numbers is true,
+and both give the same commands and outputs."""
 import re
 from pathlib import Path
 
@@ -12,39 +13,53 @@ PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_line_counts(page):
-    rows = re.findall(r"^\| \[`(\S+)`\]\(\S+\) \| (\d+) \|", page.read_text(encoding="utf-8"), re.M)
+    rows = re.findall(r"^\| \[`(\S+)`\]\(\S+\) \| (\d+) \|",
+                      page.read_text(encoding="utf-8"), re.M)
     assert {name for name, _ in rows} == {p.name for p in ROOT.glob("*.py")}
     for name, count in rows:
-        assert abs(len((ROOT / name).read_text(encoding="utf-8").splitlines()) - int(count)) <= max(5, 0.05 * int(count)), name
+        assert abs(
+            len((ROOT / name).read_text(encoding="utf-8").splitlines()) - int(count)
+        ) <= max(5, 0.05 * int(count)), name
 
 
 def test_local_links_resolve():
     for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
-        links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
+        links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+                 if "://" not in link]
         assert all((page.parent / link).exists() for link in links), page
 
 
 def test_both_languages_have_the_same_code_blocks():
-    english, chinese = (re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S) for page in PAGES)
+    english, chinese = (
+        re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S)
+        for page in PAGES)
     assert english and english == chinese
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_results_are_the_lab_s(page):
-    method = {command.replace(compare.PPO_RM, "train_ppo.py"): name for name, (_, command) in compare.METHODS.items()}
-    found = compare.grouped(compare.read_csv(ROOT / "docs/lab/results.csv"), lambda row: row["method"])
-    rows = re.findall(r"^\| [^|]+ \| `(train_[^`]+)` \| (.*?) \| (.*?) \| (.*?) \|", page.read_text(encoding="utf-8"), re.M)
+    method = {command.replace(compare.PPO_RM, "train_ppo.py"): name
+              for name, (_, command) in compare.METHODS.items()}
+    found = compare.grouped(compare.read_csv(ROOT / "docs/lab/results.csv"),
+                            lambda row: row["method"])
+    rows = re.findall(r"^\| [^|]+ \| `(train_[^`]+)` \| (.*?) \| (.*?) \| (.*?) \|",
+                      page.read_text(encoding="utf-8"), re.M)
     assert len(rows) >= 8
     for command, *cells in rows:
-        numbers = [[float(row[column]) for row in found[method[command]] if row[column]] for column in ("seconds", "greedy", "sampled")]
+        numbers = [[float(row[column]) for row in found[method[command]] if row[column]]
+                   for column in ("seconds", "greedy", "sampled")]
         forms = (".0f", ".2f", ".2f")
-        assert cells == [compare.shown(values, form) + (" s" if form == ".0f" else "") if values else "" for values, form in zip(numbers, forms)]
+        assert cells == [
+            compare.shown(values, form) + (" s" if form == ".0f" else "") if values else ""
+            for values, form in zip(numbers, forms)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_lab_s_sentences_have_its_numbers(page):
-    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)\.md\)(.*(?:\n  .*)*)", page.read_text(encoding="utf-8"), re.M)
+    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)\.md\)(.*(?:\n  .*)*)",
+                       page.read_text(encoding="utf-8"), re.M)
     assert sorted(name for name, _ in found) == sorted(compare.EXPERIMENTS)
     for name, text in found:
-        numbers = re.findall(r"\d+\.\d+", (ROOT / f"docs/lab/{name}.md").read_text(encoding="utf-8"))
+        numbers = re.findall(r"\d+\.\d+",
+                             (ROOT / f"docs/lab/{name}.md").read_text(encoding="utf-8"))
         assert set(re.findall(r"\d+\.\d+", text)) <= set(numbers), name
