@@ -20,22 +20,29 @@ def test_operations_are_those_that_torch_counts(model):
 
 
 def test_a_training_step_is_three_passes(model):
-    assert training_limit(model, 20, 10, 5, rate=1e9) == pytest.approx(3 * forward_operations(model, 20, 10, 2.5) / 1e9)
+    assert training_limit(model, 20, 10, 5, rate=1e9) == pytest.approx(
+        3 * forward_operations(model, 20, 10, 2.5) / 1e9)
 
 
 def test_decode_limit_is_bytes_for_one_row_and_operations_for_many(model):
-    """One row reads all weights for each token; with many rows the products take longer than the reading."""
+    """One row reads all weights for each token; with many rows the products take longer than the
+    reading."""
     weights = sum(p.numel() for p in model.layers.parameters()) + model.lm_head.weight.numel()
     key_bytes = 2 * model.config.n_layers * model.config.n_kv_heads * model.config.head_dim * 4
     one = decode_limit(model, [2], [3], itemsize=4, rate=1e30, bandwidth=1.0)
-    assert one == pytest.approx(2 * 4 * weights + (3 + 4) * key_bytes)            # two passes, after which tokens 2 and 3 are sampled
+    # Two passes, after which tokens 2 and 3 are sampled.
+    assert one == pytest.approx(2 * 4 * weights + (3 + 4) * key_bytes)
     many = decode_limit(model, [2] * 5, [3] * 5, itemsize=4, rate=1.0, bandwidth=1e30)
-    assert many == pytest.approx(5 * sum(forward_operations(model, n, 1, keys) for n, keys in ((2, 1.0), (1, 3), (1, 4))))
-    ends = decode_limit(model, [2, 2], [3, 1], itemsize=4, rate=1.0, bandwidth=1e30)      # a row that has ended takes no more passes
+    assert many == pytest.approx(5 * sum(forward_operations(model, n, 1, keys)
+                                         for n, keys in ((2, 1.0), (1, 3), (1, 4))))
+    # A row that has ended takes no more passes.
+    ends = decode_limit(model, [2, 2], [3, 1], itemsize=4, rate=1.0, bandwidth=1e30)
     assert ends == pytest.approx(many / 5 + forward_operations(model, 2, 1, 1.0))
 
 
 def test_turns_are_interleaved_and_warm_up_is_left_out():
     calls = []
-    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, torch.device("cpu"), repeats=3, warm_up=1)
-    assert calls == list("abababab") and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3}
+    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+                          torch.device("cpu"), repeats=3, warm_up=1)
+    assert (calls == list("abababab")
+            and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3})
