@@ -1,4 +1,5 @@
-"""docs/READING_CURVES.md names every number that a run logs, its tables are those of docs/curves/curves.csv, and its answers are true."""
+"""docs/READING_CURVES.md names every number that a run logs, its tables are those of
+docs/curves/curves.csv, and its answers are true."""
 import ast
 import csv
 import re
@@ -12,8 +13,8 @@ import train_dpo
 import train_grpo
 import train_ppo
 from advantages import grpo_advantages
-from support.cli import parse
 from losses import dpo_loss, grpo_loss, kl_k3, masked_mean
+from support.cli import parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "curves.py"))
@@ -25,11 +26,14 @@ with open(ROOT / "docs" / "curves" / "curves.csv", newline="", encoding="utf-8")
 def logged(file: str) -> set[str]:
     """The keys of the dict that a script, or `Run.log`, makes its row of."""
     dicts = [node.value for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "row" and isinstance(node.value, ast.Dict)]
+             if isinstance(node, ast.Assign)
+             and getattr(node.targets[0], "id", "") == "row"
+             and isinstance(node.value, ast.Dict)]
     return {key.value for d in dicts for key in d.keys if key}
 
 
-@pytest.mark.parametrize("file", ["train_grpo.py", "train_ppo.py", "train_dpo.py", "support/run.py"])
+@pytest.mark.parametrize(
+    "file", ["train_grpo.py", "train_ppo.py", "train_dpo.py", "support/run.py"])
 def test_every_number_that_is_logged_is_explained(file):
     names = logged(file) | set(next(iter(ROWS.values()))) - {"run"}
     assert logged(file) and {name for name in names if f"`{name}`" not in PAGE} == set()
@@ -45,7 +49,8 @@ def test_the_tables_are_what_the_runs_gave():
             for step, cell in zip(steps, cells[1:]):
                 found = ROWS[run, step][cells[0].strip("`")]
                 last = 10.0 ** -len(cell.partition(".")[2])
-                assert (cell == "") == (found == "") and (not cell or abs(float(cell) - float(found)) <= 0.501 * last), (run, step, line)
+                assert (cell == "") == (found == "") and (
+                    not cell or abs(float(cell) - float(found)) <= 0.501 * last), (run, step, line)
                 checked += 1
     assert checked > 100
 
@@ -53,26 +58,32 @@ def test_the_tables_are_what_the_runs_gave():
 def test_runs_are_commands_and_the_page_knows_them():
     for name, command in SCRIPT["RUNS"].items():
         file, *flags = (command + " " + SCRIPT["COMMON"]).split()
-        parse({"train_grpo.py": train_grpo, "train_ppo.py": train_ppo, "train_dpo.py": train_dpo}[file].Config, "", flags)
+        parse({"train_grpo.py": train_grpo, "train_ppo.py": train_ppo,
+               "train_dpo.py": train_dpo}[file].Config, "", flags)
     assert {run for run, _ in ROWS} == set(SCRIPT["RUNS"])
     assert set(re.findall(r"`((?:grpo|ppo|dpo)_\w+)`", PAGE)) - set(SCRIPT["RUNS"]) == set()
 
 
 def test_pictures_are_shown_and_small():
     for name in SCRIPT["FIGURES"]:
-        assert f"](curves/{name}.png)" in PAGE and (ROOT / "docs" / "curves" / f"{name}.png").stat().st_size < 100_000
+        assert (f"](curves/{name}.png)" in PAGE
+                and (ROOT / "docs" / "curves" / f"{name}.png").stat().st_size < 100_000)
 
 
 def test_k3_is_never_negative_and_k1_is_at_times():
-    kl, answer_kl = ([float(row[c]) for row in ROWS.values() if row[c]] for c in ("kl", "answer_kl"))
+    kl, answer_kl = ([float(row[c]) for row in ROWS.values() if row[c]]
+                     for c in ("kl", "answer_kl"))
     assert min(kl) >= 0 > min(answer_kl)
 
 
 def test_the_value_of_grpos_loss_is_its_kl():
-    """At ratio 1 the advantages cancel in the value, whatever the rewards, and not in the gradient."""
+    """At ratio 1 the advantages cancel in the value, whatever the rewards, and not in the
+    gradient."""
     generator = torch.Generator().manual_seed(0)
     logp, ref_logp = -torch.rand(2, 8, 5, dtype=torch.float64, generator=generator)
-    advantages, mask = grpo_advantages(torch.tensor([1., 0, 0, 0, 1, 1, 0, 1], dtype=torch.float64), 4), torch.ones(8, 5)
+    advantages, mask = (
+        grpo_advantages(torch.tensor([1., 0, 0, 0, 1, 1, 0, 1], dtype=torch.float64), 4),
+        torch.ones(8, 5))
     logp.requires_grad_()
     for ref, kl_coef in ((logp.detach(), 0.1), (ref_logp, 0.0), (ref_logp, 0.1)):
         loss, _ = grpo_loss(logp, logp.detach(), ref, advantages, mask, kl_coef=kl_coef)
@@ -82,4 +93,5 @@ def test_the_value_of_grpos_loss_is_its_kl():
 
 def test_dpo_does_not_see_both_sides_fall():
     logp = -torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(dpo_loss(*logp)[0], dpo_loss(logp[0] - 10, logp[1] - 10, *logp[2:])[0])
+    torch.testing.assert_close(dpo_loss(*logp)[0],
+                               dpo_loss(logp[0] - 10, logp[1] - 10, *logp[2:])[0])
