@@ -4,12 +4,13 @@ import pytest
 import torch
 
 import train_sft
-from support.run import Run, read_metrics
 from model import ModelConfig, Transformer
 from support.pretrained import save_pretrained
+from support.run import Run, read_metrics
 from support.tokenizer import builtin_tokenizer
 
-torch.set_num_threads(1)                 # of tensors this small, two threads mostly wait for each other
+# With tensors this small, two threads mostly wait for each other.
+torch.set_num_threads(1)
 
 DRAW = Run.plot
 
@@ -21,9 +22,10 @@ def no_plot(run, panels):
 
 Run.plot = no_plot
 
-# ChatML, as Qwen's and SmolLM's; <|endoftext|> ends a turn
-CHAT_TEMPLATE = ("{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|endoftext|>\n' }}{% endfor %}"
-                 "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
+# ChatML, as Qwen's and SmolLM's; <|endoftext|> ends a turn.
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
 
 REWARD = """
 def vowels(prompts, completions, **columns):
@@ -42,32 +44,40 @@ def none(prompts, completions, **columns):
 """
 
 
-MEASURED = {"seconds", "tokens_per_second", "peak_memory_mb"}                # columns in which equal runs differ
+# The columns in which equal runs differ.
+MEASURED = {"seconds", "tokens_per_second", "peak_memory_mb"}
 
 
 def result(run) -> dict:
-    """What must be equal in equal runs: the files' names, metrics without what was measured, samples, the model's bytes."""
+    """What must be equal in equal runs: the files' names, metrics without what was measured,
+    samples, the model's bytes."""
     def text(name):
         return (run / name).read_text() if (run / name).exists() else ""
     return {"names": sorted(p.name for p in run.iterdir()),
-            "metrics": [{k: v for k, v in row.items() if k not in MEASURED} for row in read_metrics(run)],
-            "samples": text("samples.txt"), "pairs": text("pairs.jsonl"),
+            "metrics": [{k: v for k, v in row.items() if k not in MEASURED}
+                        for row in read_metrics(run)],
+            "samples": text("samples.txt"),
+            "pairs": text("pairs.jsonl"),
             "model": (run / "model" / "model.safetensors").read_bytes()}
 
 
 def write_tiny_task(path) -> None:
-    """A tiny model, which says a, b, c about equally often, with data sets and rewards to train it on, in seconds."""
+    """A tiny model, which says a, b, c about equally often, with data sets and rewards to train it
+    on, in seconds."""
     tokenizer = builtin_tokenizer()
     torch.manual_seed(0)
-    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer, path / "random")
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)),
+                    tokenizer, path / "random")
     answers = ["abcabc", "cba", "bca", "acbb", "ccab", "baac"]
     rows = [{"prompt": f"{i}:", "completion": answers[i % 6], "good": "ae"} for i in range(60)]
     (path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)} for i in range(60)]
+    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)}
+             for i in range(60)]
     (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (path / "reward.py").write_text(REWARD)
-    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"), "--out", str(path / "sft"), "--steps", "60",
-                    "--batch-size", "16", "--lr", "2.5e-3"])
+    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"),
+                    "--out", str(path / "sft"), "--steps", "60", "--batch-size", "16",
+                    "--lr", "2.5e-3"])
 
 
 @pytest.fixture(scope="session")
@@ -85,9 +95,11 @@ def tokenizer():
 
 @pytest.fixture
 def model():
-    """A small random model in float64 with grouped heads; weights large enough that its distributions are far from uniform."""
+    """A small random model in float64 with grouped heads; weights large enough that its
+    distributions are far from uniform."""
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(vocab_size=11, dim=16, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=24, max_seq_len=32)).double()
+    model = Transformer(ModelConfig(vocab_size=11, dim=16, n_layers=2, n_heads=4, n_kv_heads=2,
+                                    ffn_dim=24, max_seq_len=32)).double()
     for p in model.parameters():
         if p.dim() == 2:
             p.data.normal_(std=0.5)
@@ -96,7 +108,8 @@ def model():
 
 @pytest.fixture
 def batch():
-    """Tokens and mask (4, 10): prompts of different lengths, answers of different lengths, a hole in row 2."""
+    """Tokens and mask (4, 10): prompts of different lengths, answers of different lengths, a hole
+    in row 2."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 11, (4, 10), generator=generator)
     prompt, end, t = torch.tensor([2, 3, 1, 4]), torch.tensor([10, 5, 9, 8]), torch.arange(10)
