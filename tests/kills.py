@@ -1,13 +1,16 @@
-"""Kill training at random moments, resume it, and compare with the run that was never stopped: metrics, samples and weights, bit for bit.
+"""Kill training at random moments, resume it, and compare with the run that was never stopped:
+metrics, samples and weights, bit for bit.
 
-    python tests/kills.py                    100 kills (SIGKILL), over all scripts; status 1 if a run differs
-    python tests/kills.py --kills 5          the short version that pytest runs
+    python tests/kills.py              100 kills (SIGKILL), over all scripts; status 1 if a run
+                                       differs
+    python tests/kills.py --kills 5    the short version that pytest runs
 
 Half of the kills fall into a finished run that is extended (--resume --steps M), whose old model/
 is still there.
 
-Each run is a fork of this process, which has imported everything and computed nothing: starting one costs no time, so kills fall
-into the training, the writing of checkpoints and the saving of the model, not into imports.
+Each run is a fork of this process, which has imported everything and computed nothing: starting one
+costs no time, so kills fall into the training, the writing of checkpoints and the saving of the
+model, not into imports.
 """
 import argparse
 import json
@@ -31,16 +34,22 @@ import train_rm  # noqa: E402
 import train_sft  # noqa: E402
 from conftest import result, write_tiny_task  # noqa: E402
 
-RL = ["--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--steps", "6", "--save-every", "1",
-      "--eval-every", "2", "--kl-target", "0.5"]
+RL = ["--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels",
+      "--max-new-tokens", "6", "--steps", "6", "--save-every", "1", "--eval-every", "2",
+      "--kl-target", "0.5"]
 PAIRS = ["--model", "sft", "--steps", "8", "--batch-size", "8", "--save-every", "1",
          "--eval-every", "4"]
 DATA = ["--data", "pairs.jsonl"]
-RUNS = {"sft": (train_sft, ["--model", "random", "--data", "sft.jsonl", "--steps", "12", "--batch-size", "8", "--save-every", "1"]),
-        "rm": (train_rm, [*PAIRS, *DATA]), "dpo": (train_dpo, [*PAIRS, *DATA]),
-        "grpo": (train_grpo, [*RL, "--prompts-per-step", "4", "--group-size", "4", "--ref-ema", "0.9"]),
-        "ppo": (train_ppo, [*RL, "--prompts-per-step", "16"]),
-        "rm on sampled pairs": (train_rm, [*PAIRS, "--pairs", "40", "--eval-problems", "8"])}
+RUNS = {
+    "sft": (train_sft, ["--model", "random", "--data", "sft.jsonl", "--steps", "12",
+                        "--batch-size", "8", "--save-every", "1"]),
+    "rm": (train_rm, [*PAIRS, *DATA]),
+    "dpo": (train_dpo, [*PAIRS, *DATA]),
+    "grpo": (train_grpo, [*RL, "--prompts-per-step", "4", "--group-size", "4",
+                          "--ref-ema", "0.9"]),
+    "ppo": (train_ppo, [*RL, "--prompts-per-step", "16"]),
+    "rm on sampled pairs": (train_rm, [*PAIRS, "--pairs", "40", "--eval-problems", "8"]),
+}
 
 
 def sample_pairs(policy, tokenizer, n, seed, max_new_tokens, held_out=False, micro_batch_tokens=0):
@@ -110,7 +119,8 @@ def cut(script, flags: list[str], n: int, duration: float, rng) -> int:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
@@ -128,9 +138,11 @@ def main(argv=None) -> int:
             while kills:
                 n = min(kills, rng.randint(1, 4))
                 first = rng.randint(0, n)
-                for what, count, (seconds, expected) in zip((flags, more), (first, n - first), whole):
+                for what, count, (seconds, expected) in zip(
+                        (flags, more), (first, n - first), whole):
                     kills -= cut(script, what, count, seconds, rng)
-                    finish(start(script.main, ["--out", "cut", *go_on(what)]), f"{name}, resumed")
+                    finish(start(script.main, ["--out", "cut", *go_on(what)]),
+                           f"{name}, resumed")
                     found = result(Path("cut"))
                     differ = [part for part, value in found.items() if value != expected[part]]
                     if differ:
@@ -140,7 +152,8 @@ def main(argv=None) -> int:
                 shutil.rmtree("cut")
             shutil.rmtree("whole")
         os.chdir("/")
-    print(f"{arguments.kills} kills in {n_runs} runs and their extensions: {failed} runs differ, all could be resumed")
+    print(f"{arguments.kills} kills in {n_runs} runs and their extensions: {failed} runs differ, "
+          "all could be resumed")
     return bool(failed)
 
 
