@@ -23,16 +23,16 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from support.run import Run
 from model import ModelConfig, ScalarModel, Transformer
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.run import Run
 from support.tokenizer import builtin_tokenizer
 
 TOKENIZER = builtin_tokenizer()
 STOP = TOKENIZER.eos_id
 TIMINGS = {"seconds", "tokens_per_second", "peak_memory_mb"}
 
-# ---------------------------------------------------------------------------------- watching a run
+# ----------------------------------------------------------------------------------- watching a run
 
 
 class Diary(list):
@@ -148,7 +148,7 @@ def flags(settings):
     return words
 
 
-# -------------------------------------------------------------------------------------- arithmetic
+# --------------------------------------------------------------------------------------- arithmetic
 
 
 def mean(numbers):
@@ -231,7 +231,7 @@ def minus_log_sigmoid(x):
     return torch.log(1 + torch.exp(-x))
 
 
-# ------------------------------------------------------------------------------------- comparisons
+# -------------------------------------------------------------------------------------- comparisons
 
 
 def assert_gradient(update, loss):
@@ -345,7 +345,7 @@ def titles(run):
     return [int(line.split()[2].rstrip(":")) for line in lines if line.startswith("=== step ")]
 
 
-# --------------------------------------------------------------------------------------------- SFT
+# ---------------------------------------------------------------------------------------------- SFT
 
 
 def write_demonstrations(path):
@@ -442,7 +442,7 @@ def test_sft_of_the_builtin_task(tmp_path, train, monkeypatch):
     assert_end(diary, rows, run, {"policy", "optimizer"}, update.after)
 
 
-# ------------------------------------------------------------------------------------------- pairs
+# -------------------------------------------------------------------------------------------- pairs
 
 
 def encoded(text):
@@ -590,7 +590,7 @@ def test_pairs_of_the_builtin_task(monkeypatch):
         assert row == {**texts, "ids": ids, "held_out": ids in held_out}
 
 
-# ----------------------------------------------------------------------- DPO and its relatives
+# ---------------------------------------------------------------------------- DPO and its relatives
 
 
 def preference_loss(name, beta, chosen, rejected, ref_chosen, ref_rejected, kto_point):
@@ -752,7 +752,7 @@ def test_dpo_of_the_builtin_task(place, tmp_path, train, monkeypatch):
     assert titles(run) == [1]
 
 
-# --------------------------------------------------------------------- PPO and GRPO: the rollout
+# ------------------------------------------------------------------------ PPO and GRPO: the rollout
 
 
 REWARD = """
@@ -851,7 +851,7 @@ def assert_noise_is_new(diary):
 EVALUATED = {"max_new_tokens": 5, "temperature": 0.7, "micro_batch_tokens": 40}
 ALL_CLIPS = {(clipped, positive) for clipped in (True, False) for positive in (True, False)}
 
-# --------------------------------------------------------------------------------------------- PPO
+# ---------------------------------------------------------------------------------------------- PPO
 
 
 PPO = dict(steps=4, prompts_per_step=10, max_new_tokens=5, temperature=0.7, gamma=0.97, lam=0.9,
@@ -1028,7 +1028,7 @@ def test_ppo(place, tmp_path, train, case):
     assert_passes(diary, s.micro_batch_tokens)
 
 
-# ------------------------------------------------------------------------- GRPO and its relatives
+# --------------------------------------------------------------------------- GRPO and its relatives
 
 
 def group_advantages(name, earned, greedy):
@@ -1321,8 +1321,6 @@ def test_a_resumed_run_goes_on(place, tmp_path, train, script):
     assert noise(rest) == noise(whole.steps()[2])
     for row, other in zip(rows, resumed_rows, strict=True):
         assert all(row[name] == other[name] for name in row.keys() - TIMINGS)
-
-
 
 
 class Stop(Exception):
