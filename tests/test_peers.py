@@ -17,7 +17,8 @@ import advantages
 import losses
 
 DATA = json.loads((Path(__file__).parent / "peers.json").read_text())
-DTYPE = {"float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
+DTYPE = {
+    "float32": torch.float32, "float64": torch.float64, "int64": torch.int64, "bool": torch.bool}
 
 
 def tensor(entry):
