@@ -1,10 +1,11 @@
 """Where the algorithms end up, against the known answer.
 
-The policy that maximises  E_π[score] - β KL(π‖ref)  is  π* ∝ ref · exp(score / β)  (Ziegler et al. 2019; Rafailov et al. 2023, eq. 4).
-On the 15 answers of test_policy_gradient.py it can be written down, and each method is trained on exact expectations, with the
-project's own losses, until it stops moving. The distance is the total variation, ½ Σ |π - π*|: 0 equal, 1 disjoint.
+The policy that maximises  E_π[score] - β KL(π‖ref)  is  π* ∝ ref · exp(score / β)  (Ziegler et al.
+2019; Rafailov et al. 2023, eq. 4). On the 15 answers of test_policy_gradient.py it can be written
+down, and each method is trained on exact expectations, with the project's own losses, until it
+stops moving. The distance is the total variation, ½ Σ |π - π*|: 0 equal, 1 disjoint.
 
-    python tests/test_closed_form.py         draws docs/closed_form.png, the distances over the updates
+    python tests/test_closed_form.py  draws docs/closed_form.png, the distances over the updates
 """
 import itertools
 import sys
@@ -13,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]                         # to be run as a script, too
-
-from test_policy_gradient import ACTION, MASK, STATE, World
+# To be run as a script, too.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 from advantages import gae, grpo_advantages, rloo_advantages, token_rewards
+from losses import (
+    aggregate, dpo_loss, kl_k2, kl_k3, policy_gradient_loss, ppo_policy_loss, reward_model_loss)
 from support.plot import save_figure
-from losses import aggregate, dpo_loss, kl_k2, kl_k3, policy_gradient_loss, ppo_policy_loss, reward_model_loss
+from test_policy_gradient import ACTION, MASK, STATE, World
 
 BETA, f64 = 0.5, torch.float64
-PAIRS = torch.tensor(list(itertools.product(range(15), repeat=2)))                                      # (225, 2)
+PAIRS = torch.tensor(list(itertools.product(range(15), repeat=2)))  # (225, 2)
 
 
 def total_variation(p, q):
@@ -34,7 +36,8 @@ def normalised(x):
 
 
 def train(theta, loss, steps=600, watch=lambda: None):
-    """Adam with a rate that falls to 0. `loss` is a function of nothing whose gradient is the expected one. -> what `watch` saw."""
+    """Adam with a rate that falls to 0. `loss` is a function of nothing whose gradient is the
+    expected one. -> what `watch` saw."""
     optimizer = torch.optim.Adam([theta], lr=0.1, betas=(0.9, 0.99), eps=1e-12)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 2)
     seen = []
@@ -52,29 +55,32 @@ class Answers:
 
     def __init__(self):
         world = World(0)
-        self.score, self.ref_logp = world.score, world.logp.detach()                                    # (15,), (15, 3)
-        self.best = normalised((self.ref_logp.sum(1) + self.score / BETA).exp())                        # π*, (15,)
+        self.score, self.ref_logp = world.score, world.logp.detach()              # (15,), (15, 3)
+        self.best = normalised((self.ref_logp.sum(1) + self.score / BETA).exp())  # π*, (15,)
         self.theta = world.theta.detach().clone().requires_grad_()
 
     def logp(self):
-        return torch.log_softmax(self.theta, 1)[STATE, ACTION] * MASK                                   # (15, 3)
+        return torch.log_softmax(self.theta, 1)[STATE, ACTION] * MASK  # (15, 3)
 
     def distance(self):
         return total_variation(self.logp().sum(1).exp(), self.best)
 
 
 def ppo(world, epochs=1):
-    """KL in the token rewards, several clipped epochs on one set of answers: where PPO rests, ratios are 1."""
+    """KL in the token rewards, several clipped epochs on one set of answers: where PPO rests,
+    ratios are 1."""
     old = {"age": 0}
 
     def loss():
-        if old["age"] % epochs == 0:                                                                    # a new rollout
+        # a new rollout
+        if old["age"] % epochs == 0:
             logp = world.logp().detach()
             rewards = token_rewards(world.score, logp, world.ref_logp, MASK, BETA)
             advantages, _ = gae(rewards, torch.zeros_like(rewards), MASK, lam=1.0)
             old.update(logp=logp, advantages=advantages * logp.sum(1, keepdim=True).exp())
         old["age"] += 1
-        return ppo_policy_loss(world.logp(), old["logp"], old["advantages"], MASK, mode="seq-sum", denominator=1)[0]
+        return ppo_policy_loss(
+            world.logp(), old["logp"], old["advantages"], MASK, mode="seq-sum", denominator=1)[0]
     return loss
 
 
@@ -83,12 +89,15 @@ def over_pairs(world, estimator, score):
     rows = PAIRS.flatten()
     logp = world.logp()
     p_group = logp.detach().sum(1).exp()[PAIRS].prod(1).repeat_interleave(2)
-    return policy_gradient_loss(logp[rows], estimator(score[rows], 2) * p_group, MASK[rows], "seq-sum", denominator=2)[0]
+    return policy_gradient_loss(
+        logp[rows], estimator(score[rows], 2) * p_group, MASK[rows], "seq-sum", denominator=2)[0]
 
 
 def rloo(world):
     """KL in the reward of the whole answer."""
-    return lambda: over_pairs(world, rloo_advantages, world.score - BETA * (world.logp().detach() - world.ref_logp).sum(1))
+    return lambda: over_pairs(
+        world, rloo_advantages,
+        world.score - BETA * (world.logp().detach() - world.ref_logp).sum(1))
 
 
 def rloo_k3(world, estimator=rloo_advantages):
@@ -96,7 +105,9 @@ def rloo_k3(world, estimator=rloo_advantages):
     def loss():
         logp = world.logp()
         k3 = kl_k3(logp, world.ref_logp) * logp.detach().sum(1, keepdim=True).exp()
-        return over_pairs(world, estimator, world.score) + BETA * aggregate(k3, MASK, "seq-sum", denominator=1)
+        return (
+            over_pairs(world, estimator, world.score)
+            + BETA * aggregate(k3, MASK, "seq-sum", denominator=1))
     return loss
 
 
@@ -106,8 +117,9 @@ def grpo(world):
 
 
 def dpo(world):
-    """Every pair, preferred as Bradley-Terry would have it: P(i beats j) = σ(score_i - score_j). A pair that is preferred with
-    probability P is a label that is wrong with probability 1 - P, which is what label smoothing says. No reward is seen."""
+    """Every pair, preferred as Bradley-Terry would have it: P(i beats j) = σ(score_i - score_j). A
+    pair that is preferred with probability P is a label that is wrong with probability 1 - P, which
+    is what label smoothing says. No reward is seen."""
     i, j = PAIRS.T
     flipped, ref = torch.sigmoid(world.score[j] - world.score[i]), world.ref_logp.sum(1)
 
@@ -121,7 +133,9 @@ def test_the_reference_is_far_from_the_optimum():
     assert Answers().distance() > 0.5
 
 
-@pytest.mark.parametrize("method", [ppo, lambda world: ppo(world, epochs=3), rloo, dpo], ids=["ppo", "ppo_3_epochs", "rloo", "dpo"])
+@pytest.mark.parametrize(
+    "method", [ppo, lambda world: ppo(world, epochs=3), rloo, dpo],
+    ids=["ppo", "ppo_3_epochs", "rloo", "dpo"])
 def test_ends_at_the_optimum(method):
     world = Answers()
     train(world.theta, method(world))
@@ -139,7 +153,8 @@ def test_the_implicit_reward_of_dpo_is_the_score_up_to_a_constant():
     world = Answers()
     train(world.theta, dpo(world))
     implicit = BETA * (world.logp() - world.ref_logp).sum(1).detach()
-    torch.testing.assert_close(implicit - implicit.mean(), world.score - world.score.mean(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        implicit - implicit.mean(), world.score - world.score.mean(), rtol=0, atol=1e-3)
 
 
 def test_the_reward_model_recovers_the_score_up_to_a_constant():
@@ -147,14 +162,19 @@ def test_the_reward_model_recovers_the_score_up_to_a_constant():
     found = torch.zeros(6, dtype=f64, requires_grad=True)
     pairs = list(itertools.permutations(range(6), 2))
 
-    def loss():                                       # every pair, weighed by how often its first answer is preferred
-        return sum(torch.sigmoid(score[i] - score[j]) * reward_model_loss(found[i:i + 1], found[j:j + 1])[0] for i, j in pairs)
+    def loss():
+        # Every pair, weighed by how often its first answer is preferred.
+        return sum(
+            torch.sigmoid(score[i] - score[j])
+            * reward_model_loss(found[i:i + 1], found[j:j + 1])[0]
+            for i, j in pairs)
 
     train(found, loss, steps=300)
-    torch.testing.assert_close((found - found.mean()).detach(), score - score.mean(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        (found - found.mean()).detach(), score - score.mean(), rtol=0, atol=1e-3)
 
 
-# ------------------------------------------------------------------------------------------------------ other places
+# ------------------------------------------------------------------------------------- other places
 
 class Bandit:
     """Answers of one token, six of them, so that each penalty's fixed point has a formula."""
@@ -162,13 +182,14 @@ class Bandit:
     def __init__(self):
         generator = torch.Generator().manual_seed(1)
         self.score = torch.rand(6, dtype=f64, generator=generator)
-        self.ref_logp = torch.log_softmax(torch.randn(6, dtype=f64, generator=generator), 0)[:, None]                # (6, 1)
+        self.ref_logp = torch.log_softmax(
+            torch.randn(6, dtype=f64, generator=generator), 0)[:, None]  # (6, 1)
         self.best = normalised(self.ref_logp[:, 0].exp() * (self.score / BETA).exp())
         self.theta = self.ref_logp[:, 0].clone().requires_grad_()
         self.mask = torch.ones(6, 1)
 
     def logp(self):
-        return torch.log_softmax(self.theta, 0)[:, None]                                                # (6, 1)
+        return torch.log_softmax(self.theta, 0)[:, None]  # (6, 1)
 
     def policy(self):
         return self.logp().exp().detach()[:, 0]
@@ -176,8 +197,11 @@ class Bandit:
     def loss(self, advantages, penalty):
         """Expected policy gradient loss plus β E_π[penalty], the way GRPO has it in its loss."""
         p = self.policy()[:, None]
-        return (policy_gradient_loss(self.logp(), advantages[:, None] * p, self.mask, "seq-sum", denominator=1)[0]
-                + BETA * aggregate(p * penalty(self.logp(), self.ref_logp), self.mask, "seq-sum", denominator=1))
+        return (
+            policy_gradient_loss(
+                self.logp(), advantages[:, None] * p, self.mask, "seq-sum", denominator=1)[0]
+            + BETA * aggregate(
+                p * penalty(self.logp(), self.ref_logp), self.mask, "seq-sum", denominator=1))
 
 
 def test_k2_in_the_loss_ends_at_the_optimum():
@@ -187,33 +211,40 @@ def test_k2_in_the_loss_ends_at_the_optimum():
 
 
 def test_k3_in_the_loss_ends_elsewhere():
-    """E[∇k3] = ∇KL(ref‖π), the other direction. Its optimum is π = β ref / (λ - score), with λ such that it sums to 1: not
-    exponential in the score, and never near 0 where the reference is not."""
+    """E[∇k3] = ∇KL(ref‖π), the other direction. Its optimum is π = β ref / (λ - score), with λ such
+    that it sums to 1: not exponential in the score, and never near 0 where the reference is not."""
     bandit = Bandit()
     train(bandit.theta, lambda: bandit.loss(bandit.score, kl_k3))
     ref = bandit.ref_logp[:, 0].exp()
     low, high = bandit.score.max().item(), bandit.score.max().item() + 100
-    for _ in range(100):                                                                                # bisection for λ
+    # bisection for λ
+    for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if (BETA * ref / (middle - bandit.score)).sum() > 1 else (low, middle)
+        low, high = (
+            (middle, high) if (BETA * ref / (middle - bandit.score)).sum() > 1
+            else (low, middle))
     assert total_variation(bandit.policy(), BETA * ref / (high - bandit.score)) < 1e-3
     assert total_variation(bandit.policy(), bandit.best) > 0.01
 
 
 def test_dividing_by_the_group_std_ends_elsewhere():
-    """In groups of two it leaves only who is better: A_i = ±1/√2. Even with the right penalty, k2, the policy goes to
-    ref · exp(w / (√2 β)), w_i = P(i beats another answer) - P(it loses): how often an answer wins counts, not by how much."""
-    bandit, pairs = Bandit(), torch.tensor(list(itertools.product(range(6), repeat=2)))                 # (36, 2)
+    """In groups of two it leaves only who is better: A_i = ±1/√2. Even with the right penalty, k2,
+    the policy goes to ref · exp(w / (√2 β)), w_i = P(i beats another answer) - P(it loses): how
+    often an answer wins counts, not by how much."""
+    bandit, pairs = Bandit(), torch.tensor(list(itertools.product(range(6), repeat=2)))  # (36, 2)
 
     def loss():
         advantages = grpo_advantages(bandit.score[pairs].flatten(), 2, eps=0.0).view(-1, 2)
-        expected = torch.zeros(6, dtype=f64).index_add(0, pairs[:, 0], advantages[:, 0] * bandit.policy()[pairs[:, 1]])  # of each answer
+        # of each answer
+        expected = torch.zeros(6, dtype=f64).index_add(
+            0, pairs[:, 0], advantages[:, 0] * bandit.policy()[pairs[:, 1]])
         return bandit.loss(expected, kl_k2)
 
     train(bandit.theta, loss)
     p = bandit.policy()
     w = (torch.sign(bandit.score[:, None] - bandit.score) * p).sum(1)
-    assert total_variation(p, normalised(bandit.ref_logp[:, 0].exp() * (w / (2 ** 0.5 * BETA)).exp())) < 1e-3
+    assert total_variation(
+        p, normalised(bandit.ref_logp[:, 0].exp() * (w / (2 ** 0.5 * BETA)).exp())) < 1e-3
     assert total_variation(p, bandit.best) > 0.05
 
 

@@ -1,4 +1,5 @@
-"""The lab: runs that are there are not run again, the table is of their numbers, and a sentence says what its numbers say."""
+"""The lab: runs that are there are not run again, the table is of their numbers, and a sentence
+says what its numbers say."""
 import csv
 import json
 import time
@@ -15,27 +16,39 @@ import train_rm
 import train_sft
 from support.cli import UserError, parse
 
-SCRIPTS = {f"{module.__name__}.py": module for module in (train_sft, train_rm, train_dpo, train_grpo, train_ppo)}
-COMMANDS = {c for _, c in compare.METHODS.values()} | {c for e in compare.EXPERIMENTS.values() for c in e.runs.values()}
+SCRIPTS = {
+    f"{module.__name__}.py": module
+    for module in (train_sft, train_rm, train_dpo, train_grpo, train_ppo)}
+COMMANDS = (
+    {c for _, c in compare.METHODS.values()}
+    | {c for e in compare.EXPERIMENTS.values() for c in e.runs.values()})
 
 
 def rows(run, **numbers):
-    """What a script would have measured in ten steps. numbers: column -> value, a function of the step, or None if it has no such column"""
-    numbers = {"reward": lambda step: step / 10, "answer_kl": lambda step: step / 5, "response_length": 20, "samples": 256,
-               "no_signal": 0.5, "explained_variance": 0.5, "eval_greedy": lambda step: 0.8 if step == 5 else 0.7 if step == 10 else "",
-               "eval_sampled": lambda step: 0.6 if step % 5 == 0 else "", "kl": 77, **numbers}
+    """What a script would have measured in ten steps.
+
+    numbers: column -> value, a function of the step, or None if it has no such column"""
+    numbers = {
+        "reward": lambda step: step / 10, "answer_kl": lambda step: step / 5,
+        "response_length": 20, "samples": 256, "no_signal": 0.5, "explained_variance": 0.5,
+        "eval_greedy": lambda step: 0.8 if step == 5 else 0.7 if step == 10 else "",
+        "eval_sampled": lambda step: 0.6 if step % 5 == 0 else "",
+        "kl": 77, **numbers}
     numbers = {column: value for column, value in numbers.items() if value is not None}
     run.mkdir(parents=True, exist_ok=True)
     with open(run / "metrics.csv", "w", newline="") as f:
         writer = csv.writer(f)
         writer.writerow(["step", *numbers])
-        writer.writerows([step, *(v(step) if callable(v) else v for v in numbers.values())] for step in range(1, 11))
+        writer.writerows(
+            [step, *(v(step) if callable(v) else v for v in numbers.values())]
+            for step in range(1, 11))
     (run / "config.json").write_text(json.dumps({} if "samples" in numbers else {"pairs": 100}))
 
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """compare.py on made-up runs. -> function of its arguments -> text written; .ran: the commands; .numbers: (command, seed) -> numbers"""
+    """compare.py on made-up runs. -> function of its arguments -> text written; .ran: the commands;
+    .numbers: (command, seed) -> numbers"""
     ran = []
 
     def run(out, command, seed, threads, needed, running):
@@ -43,9 +56,14 @@ def lab(tmp_path, monkeypatch):
             future.result()
         time.sleep({compare.SFT: 0.1, compare.RM: 0.05}.get(command, 0) if seed == 0 else 0)
         path, found = compare.run_path(out, command, seed), lab.numbers(command, seed)
-        end = {"greedy": 0.95, "sampled": found.pop("sampled", 0.9), "pass@8": 0.99, "length": 25, "kl_to_sft": found.pop("kl_to_sft", 1.0)}
-        rows(path, **found, **({"eval_accuracy": 0.9 + 0.02 * seed} if command == compare.RM else {}))
-        compare.Path(f"{path}.json").write_text(json.dumps({"seconds": 60 + seed, **(end if command != compare.RM else {})}))
+        end = {
+            "greedy": 0.95, "sampled": found.pop("sampled", 0.9), "pass@8": 0.99, "length": 25,
+            "kl_to_sft": found.pop("kl_to_sft", 1.0)}
+        rows(
+            path, **found,
+            **({"eval_accuracy": 0.9 + 0.02 * seed} if command == compare.RM else {}))
+        compare.Path(f"{path}.json").write_text(json.dumps({
+            "seconds": 60 + seed, **(end if command != compare.RM else {})}))
         ran.append((command, seed))
         return 1.0
 
@@ -65,27 +83,39 @@ def test_every_command_is_one_of_its_script():
 
 
 def test_the_table(lab, monkeypatch):
-    lab.numbers = lambda command, seed: {"sampled": 0.8 + 0.1 * seed, **({"samples": None} if command == compare.DPO else {})}
+    lab.numbers = lambda command, seed: {
+        "sampled": 0.8 + 0.1 * seed,
+        **({"samples": None} if command == compare.DPO else {})}
     text = lab("--seeds", "2")["results"]
-    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines()[::-1] if line.startswith("| ")}
-    assert lines["GRPO"] == "| GRPO | 0.950 | 0.850 ± 0.071 | 0.990 | 25.0 | 1.00 | 2,560 | 60 ± 1 | 2 |"
+    lines = {
+        line.split(" | ")[0].strip("| "): line
+        for line in text.splitlines()[::-1] if line.startswith("| ")}
+    assert lines["GRPO"] == (
+        "| GRPO | 0.950 | 0.850 ± 0.071 | 0.990 | 25.0 | 1.00 | 2,560 | 60 ± 1 | 2 |")
     assert lines["DPO"].endswith(" | 200 | 60 ± 1 | 1 |") and "reward model" not in lines
     assert "ranks 0.910 ± 0.014 of held-out pairs right" in text
     assert "Right answers, sampled: Against GRPO, no difference beyond the seeds' spread." in text
     assert "| PPO on RM, no KL | 0.800 | 0.950 | 0.600 | 0.850 ± 0.071 | 0.50 | 1.00 |" in text
-    assert [(r["method"], r["seed"]) for r in compare.read_csv(lab.path / "results.csv")] == [(m, s) for m in compare.METHODS for s in "01"]
-    assert (lab.path / "compare.png").stat().st_size > 20000 < (lab.path / "methods.png").stat().st_size
+    assert [(r["method"], r["seed"]) for r in compare.read_csv(lab.path / "results.csv")] == [
+        (m, s) for m in compare.METHODS for s in "01"]
+    assert (
+        (lab.path / "compare.png").stat().st_size > 20000
+        < (lab.path / "methods.png").stat().st_size)
 
-    for (command, seed), place in ((job, i) for i, job in enumerate(lab.ran)):                     # what it starts from was there
+    # What it starts from was there.
+    for (command, seed), place in ((job, i) for i, job in enumerate(lab.ran)):
         assert command == compare.SFT or (compare.SFT, seed) in lab.ran[:place]
         assert "{rm}" not in command or (compare.RM, seed) in lab.ran[:place]
     assert sorted(lab.ran) == sorted((c, s) for _, c in compare.METHODS.values() for s in (0, 1))
     before = list(lab.ran)
-    assert lab("--seeds", "2")["results"] == text and lab.ran == before                           # nothing is run again
-    compare.Path(f"{compare.run_path(lab.path, compare.GRPO, 1)}.json").unlink()                  # but what was cut off
+    # Nothing is run again ...
+    assert lab("--seeds", "2")["results"] == text and lab.ran == before
+    # ... but what was cut off.
+    compare.Path(f"{compare.run_path(lab.path, compare.GRPO, 1)}.json").unlink()
     lab("--seeds", "2")
     assert lab.ran == [*before, (compare.GRPO, 1)]
-    lab("group_size", "--seeds", "2")                                                             # which shares what has the same settings
+    # An experiment shares the runs that have the same settings.
+    lab("group_size", "--seeds", "2")
     assert len(lab.ran) == len(before) + 1 + 2 * 5
 
 
@@ -101,38 +131,52 @@ def test_figures_and_text_need_no_runs(lab, tmp_path_factory):
 
 def test_quick_is_one_seed_and_a_third_of_the_steps(lab):
     lab("--quick")
-    assert len(lab.ran) == len(compare.METHODS) and {(compare.SFT, 0), (f"{compare.GRPO} --advantage rloo --steps 17", 0)} < set(lab.ran)
+    assert len(lab.ran) == len(compare.METHODS) and {
+        (compare.SFT, 0), (f"{compare.GRPO} --advantage rloo --steps 17", 0)} < set(lab.ran)
 
 
 @pytest.mark.parametrize("experiment", compare.EXPERIMENTS)
 def test_every_experiment_states_and_draws(lab, experiment):
     text = lab(experiment, "--seeds", "2")[experiment]
-    assert f"]({experiment}.png)" in text and (lab.path / f"{experiment}.png").stat().st_size > 10000
+    assert (
+        f"]({experiment}.png)" in text
+        and (lab.path / f"{experiment}.png").stat().st_size > 10000)
     assert (lab.path / f"{experiment}.csv").stat().st_size < 50000
-    if experiment != "overoptimization":                                                          # all equal
-        assert text.count("no difference beyond the seeds' spread") == len(compare.EXPERIMENTS[experiment].panels)
+    # All runs are equal here.
+    if experiment != "overoptimization":
+        assert text.count("no difference beyond the seeds' spread") == (
+            len(compare.EXPERIMENTS[experiment].panels))
 
 
 def test_a_sentence_says_what_its_numbers_say(lab):
     held = {"--kl-estimator k2": 0.3, "--kl-in reward": 0.4}
 
     def numbers(command, seed):
-        return {"kl_to_sft": next((v for flag, v in held.items() if flag in command), 1.0) + 0.01 * seed}
+        return {
+            "kl_to_sft": next((v for flag, v in held.items() if flag in command), 1.0)
+            + 0.01 * seed}
     lab.numbers = numbers
     text = lab("kl", "--seeds", "2")["kl"]
     assert "1.00 ± 0.01 (none), 1.00 ± 0.01 (k1 in the loss), 0.30 ± 0.01 (k2 in the loss)" in text
-    assert "Against none, beyond the seeds' spread: lower with k2 in the loss, k1 in the reward." in text
+    assert (
+        "Against none, beyond the seeds' spread: lower with k2 in the loss, k1 in the reward."
+    ) in text
 
     for file in (lab.path / "runs").glob("*.json"):
         file.unlink()
     held = {"--kl-estimator k1": 2.0}
-    assert "Against none, beyond the seeds' spread: higher with k1 in the loss." in lab("kl", "--seeds", "2")["kl"]
+    assert "Against none, beyond the seeds' spread: higher with k1 in the loss." in (
+        lab("kl", "--seeds", "2")["kl"])
 
     for file in (lab.path / "runs").glob("*.json"):
         file.unlink()
-    lab.numbers = lambda command, seed: {"kl_to_sft": numbers(command, seed)["kl_to_sft"] * (1 - 0.9 * seed)}
+    lab.numbers = lambda command, seed: {
+        "kl_to_sft": numbers(command, seed)["kl_to_sft"] * (1 - 0.9 * seed)}
     text = lab("kl", "--seeds", "2")["kl"]
-    assert "(k1 in the loss)" in text and "KL to the SFT model (nats an answer): 0.55" in text and text.count("no difference") == 2
+    assert (
+        "(k1 in the loss)" in text
+        and "KL to the SFT model (nats an answer): 0.55" in text
+        and text.count("no difference") == 2)
     assert "One seed, so there is no spread" in lab("kl", "--seeds", "1")["kl"]
 
 
@@ -143,32 +187,44 @@ def test_the_end_of_a_curve_is_its_last_fifth(lab):
 
 
 def test_luck_is_no_hump(lab):
-    """Ten evaluations of chance about one mean: a seed's own best is far above its last, but it is not where the other seeds are best."""
+    """Ten evaluations of chance about one mean: a seed's own best is far above its last, but it is
+    not where the other seeds are best."""
     def chance(command, seed):
-        noise = 0.01 * torch.randn(11, generator=torch.Generator().manual_seed(zlib.crc32(command.encode()) + seed))
+        noise = 0.01 * torch.randn(
+            11, generator=torch.Generator().manual_seed(zlib.crc32(command.encode()) + seed))
         return {"eval_greedy": lambda step: 0.9 + noise[step].item()}
     lab.numbers = chance
-    assert "With none does accuracy fall" in lab("overoptimization", "--seeds", "5")["overoptimization"]
+    assert "With none does accuracy fall" in (
+        lab("overoptimization", "--seeds", "5")["overoptimization"])
 
 
 def test_the_hump_is_stated_only_where_it_is(lab):
     def falls(command, seed):
-        return {"eval_greedy": lambda step: {5: 0.95, 10: 0.2 + 0.05 * seed if "--kl-coef 0" == command[-11:] else 0.94}.get(step, "")}
+        return {"eval_greedy": lambda step: {
+            5: 0.95,
+            10: 0.2 + 0.05 * seed if "--kl-coef 0" == command[-11:] else 0.94}.get(step, "")}
     lab.numbers = falls
     text = lab("overoptimization", "--seeds", "2")["overoptimization"]
     assert "0.95 → 0.23 ± 0.04 (0.50 → 1.00) with β = 0," in text
-    assert "Accuracy falls beyond the seeds' spread while the score rises with β = 0, β = 0.01" in text
+    assert (
+        "Accuracy falls beyond the seeds' spread while the score rises with β = 0, β = 0.01"
+    ) in text
     for file in (lab.path / "runs").glob("*.json"):
         file.unlink()
-    lab.numbers = lambda command, seed: {**falls(command, seed), "reward": lambda step: 1 - step / 10}      # the score falls too
-    assert "With none does accuracy fall beyond" in lab("overoptimization", "--seeds", "2")["overoptimization"]
+    # The score falls too.
+    lab.numbers = lambda command, seed: {
+        **falls(command, seed),
+        "reward": lambda step: 1 - step / 10}
+    assert "With none does accuracy fall beyond" in (
+        lab("overoptimization", "--seeds", "2")["overoptimization"])
 
 
 FAKE = """
 import os, sys
 if "--loss" in sys.argv:
     sys.exit("train_grpo.py: error: out of luck")
-print("threads", os.environ["OMP_NUM_THREADS"], "from", sys.argv[sys.argv.index("--model") + 1] if "--model" in sys.argv else "nothing")
+print("threads", os.environ["OMP_NUM_THREADS"], "from", \
+sys.argv[sys.argv.index("--model") + 1] if "--model" in sys.argv else "nothing")
 """
 
 
@@ -176,15 +232,23 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
     (tmp_path / "fake").mkdir()
     for file in SCRIPTS:
         (tmp_path / "fake" / file).write_text(FAKE)
-    (tmp_path / "fake" / "evaluate.py").write_text("import sys; print('{\"kl\": 0.5, \"sampled\": 0.9}')")
+    (tmp_path / "fake" / "evaluate.py").write_text(
+        "import sys; print('{\"kl\": 0.5, \"sampled\": 0.9}')")
     monkeypatch.setattr(compare, "ROOT", tmp_path / "fake")
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 6)
-    with pytest.raises(UserError, match="grpo_loss_dapo-0 failed, see .*grpo_loss_dapo-0.log: train_grpo.py: error: out of luck") as failed:
-        compare.run_all(tmp_path, [compare.PPO_RM, compare.GRPO, f"{compare.GRPO} --loss dapo"], 1, 1)
+    with pytest.raises(UserError, match=(
+            "grpo_loss_dapo-0 failed, see .*grpo_loss_dapo-0.log: "
+            "train_grpo.py: error: out of luck")) as failed:
+        compare.run_all(
+            tmp_path, [compare.PPO_RM, compare.GRPO, f"{compare.GRPO} --loss dapo"], 1, 1)
     assert failed.value.status == 1 and "\n" not in str(failed.value)
     runs = tmp_path / "runs"
-    assert sorted(p.name for p in runs.glob("*.json")) == [f"{n}-0.json" for n in ("grpo", "ppo_reward_model_rm_eval_every_5", "rm", "sft")]
+    assert sorted(p.name for p in runs.glob("*.json")) == [
+        f"{n}-0.json" for n in ("grpo", "ppo_reward_model_rm_eval_every_5", "rm", "sft")]
     assert (runs / "grpo-0.log").read_text() == f"threads 6 from {runs / 'sft-0'}\n"
     found = json.loads((runs / "grpo-0.json").read_text())
-    assert found["kl_to_sft"] == 0.5 and 0 < found["seconds"] < 60 and "sampled" not in json.loads((runs / "rm-0.json").read_text())
+    assert (
+        found["kl_to_sft"] == 0.5
+        and 0 < found["seconds"] < 60
+        and "sampled" not in json.loads((runs / "rm-0.json").read_text()))
     assert "4/5  grpo-0: 0 s; about 0 min left" in capsys.readouterr().out

@@ -11,22 +11,23 @@ import torch
 import train_grpo
 import train_ppo
 import train_sft
-from support.cli import UserError
-from support.models import numpy_rng
 from conftest import CHAT_TEMPLATE
-from support import data
-from support.data import (encode_completion, encode_prompt, encode_turns, hold_out, pad_batch,
-    read_demonstrations, read_jsonl, take, usable)
-from support.rewards import exact_reward, load_reward, reward_answers
-from support.rl import load_prompts, read_prompts
-from task import demonstration, sum_problems, sum_reward, verify_sum
 from evaluate import pass_at_k
 from model import ModelConfig, ScalarModel, Transformer
+from support import data
+from support.cli import UserError
+from support.data import (
+    encode_completion, encode_prompt, encode_turns, hold_out, pad_batch, read_demonstrations,
+    read_jsonl, take, usable)
+from support.models import numpy_rng
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.rewards import exact_reward, load_reward, reward_answers
+from support.rl import load_prompts, read_prompts
 from support.tokenizer import Tokenizer
+from task import demonstration, sum_problems, sum_reward, verify_sum
 
 
-# ------------------------------------------------------------------------------------------------------ the task
+# ----------------------------------------------------------------------------------------- the task
 
 def test_demonstrations_are_correct_in_both_styles():
     for problem in sum_problems(300, np.random.default_rng(0)):
@@ -37,8 +38,10 @@ def test_demonstrations_are_correct_in_both_styles():
 
 
 @pytest.mark.parametrize("completion, right", [
-    ("98", 1), (" 98\n", 1), ("<think>anything</think>98", 1), ("<think>1</think>2</think>98", 1), ("99", 0), ("", 0), ("98.", 0),
-    ("98 98", 0), ("<think>98", 0), ("98</think>", 0), ("the sum is 98", 0), ("-98", 0), ("9_8", 0), ("٩٨", 0), ("9" * 5000, 0)])
+    ("98", 1), (" 98\n", 1), ("<think>anything</think>98", 1), ("<think>1</think>2</think>98", 1),
+    ("99", 0), ("", 0), ("98.", 0), ("98 98", 0),
+    ("<think>98", 0), ("98</think>", 0), ("the sum is 98", 0),
+    ("-98", 0), ("9_8", 0), ("٩٨", 0), ("9" * 5000, 0)])
 def test_verifier(completion, right):
     assert verify_sum("17+58+23=", completion) == right
 
@@ -52,19 +55,27 @@ def test_a_cut_off_answer_is_never_right(tokenizer, reward):
 
 @pytest.mark.parametrize("completion, answer, right", [
     # the last number
-    ("The answer is 7", 7, 1), ("7 apples", "7", 1), ("first 7, then 8", "7", 0), ("It costs $1,234.50.", 1234.5, 1), ("7.0", 7, 1), ("7.", "7", 1),
-    ("07", 7, 1), ("x = -7", -7, 1), ("x = -7", 7, 0), ("10-7", 7, 1), ("1,000,000", "1000000", 1), ("1,00", 100, 0), ("no number", 7, 0),
-    ("", 7, 0), (".5", 0.5, 1), ("70", 7, 0), ("7 or 8", "7 or 8", 0), ("12345678901234567890", 12345678901234567891, 0),
+    ("The answer is 7", 7, 1), ("7 apples", "7", 1), ("first 7, then 8", "7", 0),
+    ("It costs $1,234.50.", 1234.5, 1), ("7.0", 7, 1), ("7.", "7", 1), ("07", 7, 1),
+    ("x = -7", -7, 1), ("x = -7", 7, 0), ("10-7", 7, 1),
+    ("1,000,000", "1000000", 1), ("1,00", 100, 0),
+    ("no number", 7, 0), ("", 7, 0), (".5", 0.5, 1), ("70", 7, 0), ("7 or 8", "7 or 8", 0),
+    ("12345678901234567890", 12345678901234567891, 0),
     # the line after the last ####
-    ("1 + 1\n#### 2", 2, 1), ("#### 3\n#### 2", 2, 1), ("#### 2\nSo 3", 2, 1), ("#### Paris.", "Paris", 1), ("####\n 2 ", "2", 1),
+    ("1 + 1\n#### 2", 2, 1), ("#### 3\n#### 2", 2, 1), ("#### 2\nSo 3", 2, 1),
+    ("#### Paris.", "Paris", 1), ("####\n 2 ", "2", 1),
     ("2 ####", 2, 0), ("#### 2 apples", 2, 0),
-    # \\boxed{}: before ####, and ####'s before the last number
-    ("\\boxed{7} #### 8, or 9", 7, 1), ("\\boxed{7} #### 8, or 9", 8, 0), ("\\boxed{7}, then 9", 9, 0), ("\\boxed{7} or \\boxed{8}", 8, 1),
-    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", 1), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2", 0), ("$\\boxed{ \\$1,000. }$", "1000", 1),
-    ("\\boxed{7", 7, 1), ("\\boxed{7} \\boxed{8", 7, 1), ("} \\boxed{7} {", 7, 1), ("\\boxed{} 7", 7, 0), ("\\boxed{x} 7", "x", 1),
+    # \boxed{}: before ####, and ####'s before the last number
+    ("\\boxed{7} #### 8, or 9", 7, 1), ("\\boxed{7} #### 8, or 9", 8, 0),
+    ("\\boxed{7}, then 9", 9, 0), ("\\boxed{7} or \\boxed{8}", 8, 1),
+    ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}", 1), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2", 0),
+    ("$\\boxed{ \\$1,000. }$", "1000", 1),
+    ("\\boxed{7", 7, 1), ("\\boxed{7} \\boxed{8", 7, 1), ("} \\boxed{7} {", 7, 1),
+    ("\\boxed{} 7", 7, 0), ("\\boxed{x} 7", "x", 1),
     ("{\\boxed {7}} 8", 7, 1), ("\\boxed{" * 100000, 7, 0),
     # the column may state its answer as a completion does
-    ("72", "48 + 24 = 72\n#### 72", 1), ("24", "48 + 24 = 72\n#### 72", 0), ("7", "so \\boxed{7} it is", 1), ("7", "so 7", 0)])
+    ("72", "48 + 24 = 72\n#### 72", 1), ("24", "48 + 24 = 72\n#### 72", 0),
+    ("7", "so \\boxed{7} it is", 1), ("7", "so 7", 0)])
 def test_exact(completion, answer, right):
     assert exact_reward(["?"], [completion], answer=[answer], other=[None]) == [right]
     assert exact_reward([[]], [[{"role": "assistant", "content": completion}]], [answer]) == [right]
@@ -76,18 +87,21 @@ def test_held_out_problems_are_never_trained_on():
     assert not train & held_out and len(held_out) > 4500
 
 
-# ------------------------------------------------------------------------------------------------------ tokenizer
+# ---------------------------------------------------------------------------------------- tokenizer
 
 def test_bytes_in_bytes_out(tokenizer):
     for text in ("17+58+23=", "naïve 思考 👩‍👩‍👧", "\x00\t\r\n  9", ""):
-        assert tokenizer.encode(text) == list(text.encode()) and tokenizer.decode(tokenizer.encode(text)) == text
+        assert (
+            tokenizer.encode(text) == list(text.encode())
+            and tokenizer.decode(tokenizer.encode(text)) == text)
 
 
 def test_special_text_is_special_only_when_asked(tokenizer):
     assert tokenizer.encode("<|endoftext|>") == list(b"<|endoftext|>")
     assert tokenizer.encode("<|endoftext|>", special=True) == [tokenizer.eos_id]
     assert tokenizer.encode("<think>1</think>") == [258, ord("1"), 259]
-    assert tokenizer.decode([258, 49, 259, tokenizer.eos_id], skip_special=True) == "<think>1</think>"
+    assert tokenizer.decode(
+        [258, 49, 259, tokenizer.eos_id], skip_special=True) == "<think>1</think>"
     assert tokenizer.decode([49, tokenizer.eos_id]) == "1<|endoftext|>"
 
 
@@ -99,12 +113,13 @@ def test_answers_end_with_the_stop_token(tokenizer):
     assert mask.tolist() == [[False, False, True, True], [False, True, False, False]]
 
 
-# ------------------------------------------------------------------------------------------------------ model directories
+# -------------------------------------------------------------------------------- model directories
 
 @pytest.mark.parametrize("tied, qk_norm", [(True, True), (False, False)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_survive_a_round_trip(tmp_path, tokenizer, tied, qk_norm, dtype):
-    model = Transformer(ModelConfig(260, 16, 2, 4, 2, 24, 64, tie_embeddings=tied, qk_norm=qk_norm)).to(dtype)
+    model = Transformer(ModelConfig(
+        260, 16, 2, 4, 2, 24, 64, tie_embeddings=tied, qk_norm=qk_norm)).to(dtype)
     save_pretrained(model, tokenizer, tmp_path)
     loaded, loaded_tokenizer = load_pretrained(tmp_path)
     tokens = torch.randint(0, 260, (2, 9))
@@ -133,7 +148,9 @@ def test_transformers_gives_the_same_logits_and_ids(tmp_path, tokenizer):
 def test_a_wrong_model_never_loads_silently(tmp_path, tokenizer):
     from safetensors.torch import load_file, save_file
     save_pretrained(Transformer(ModelConfig(260, 16, 2, 4, 2, 24, 64)), tokenizer, tmp_path)
-    config, weights = json.loads((tmp_path / "config.json").read_text()), load_file(tmp_path / "model.safetensors")
+    config, weights = (
+        json.loads((tmp_path / "config.json").read_text()),
+        load_file(tmp_path / "model.safetensors"))
 
     def refused(message, config=config, weights=weights):
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -143,10 +160,18 @@ def test_a_wrong_model_never_loads_silently(tmp_path, tokenizer):
 
     refused("model_type is 'gpt2'", {**config, "model_type": "gpt2"})
     refused("rope_scaling is", {**config, "rope_scaling": {"factor": 8}})
-    refused("hidden_size is missing", {k: v for k, v in config.items() if k != "hidden_size"})
-    refused("layers.1.mlp.up_proj.weight is missing", weights={k: v for k, v in weights.items() if "1.mlp.up_proj" not in k})
-    refused("extra is not part of this model", weights={**weights, "model.extra": torch.zeros(1)})
-    refused(r"norm.weight has shape \(3,\), config.json says \(16,\)", weights={**weights, "model.norm.weight": torch.zeros(3)})
+    refused(
+        "hidden_size is missing",
+        {k: v for k, v in config.items() if k != "hidden_size"})
+    refused(
+        "layers.1.mlp.up_proj.weight is missing",
+        weights={k: v for k, v in weights.items() if "1.mlp.up_proj" not in k})
+    refused(
+        "extra is not part of this model",
+        weights={**weights, "model.extra": torch.zeros(1)})
+    refused(
+        r"norm.weight has shape \(3,\), config.json says \(16,\)",
+        weights={**weights, "model.norm.weight": torch.zeros(3)})
     data = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(data[:len(data) // 2])
     with pytest.raises(ValueError, match="model.safetensors: cut off"):
@@ -155,11 +180,14 @@ def test_a_wrong_model_never_loads_silently(tmp_path, tokenizer):
         load_pretrained(tmp_path / "nowhere")
 
 
-# ------------------------------------------------------------------------------------------------------ JSONL
+# -------------------------------------------------------------------------------------------- JSONL
 
 def test_jsonl(tmp_path):
     file = tmp_path / "d.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf{"prompt": "a", "completion": "b", "x": 1}\r\n\n{"prompt": "c", "completion": "d"}')
+    file.write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a", "completion": "b", "x": 1}\r\n'
+        b'\n'
+        b'{"prompt": "c", "completion": "d"}')
     assert [(e["line"], e["columns"]) for e in read_jsonl(file, ("prompt", "completion"))] == [
         (1, {"prompt": "a", "completion": "b", "x": 1}), (3, {"prompt": "c", "completion": "d"})]
 
@@ -201,10 +229,11 @@ def test_a_field_with_the_name_of_what_we_give_is_refused(tmp_path, tokenizer, n
     file.write_text('{"prompt": "a"}\n\n' + json.dumps({"prompt": "a", name: 1}))
     with pytest.raises(ValueError, match=f"d.jsonl, line 3: has a field {name}, which "):
         read_prompts(file, "f.py:f", tokenizer, 10)
-    assert len(read_prompts(file, "", tokenizer, 10)) == 2         # a reward model sees no fields
+    # a reward model sees no fields
+    assert len(read_prompts(file, "", tokenizer, 10)) == 2
 
 
-# ------------------------------------------------------------------------------- what is held out
+# --------------------------------------------------------------------------------- what is held out
 
 def sides(tmp_path, rows, required=("prompt",), **named):
     """A file's rows -> "train", "held out" or "both" for each"""
@@ -262,11 +291,12 @@ def test_what_is_held_out_is_never_trained_on_beyond_what_an_evaluation_uses():
         hold_out(examples[::5], "f", 6)
 
 
-# ------------------------------------------------------------------------------------------------------ conversations
+# ------------------------------------------------------------------------------------ conversations
 
 @pytest.fixture
 def chat(tokenizer):
-    return Tokenizer({**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.encode()}, Path("chat"))
+    return Tokenizer(
+        {**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.encode()}, Path("chat"))
 
 
 def say(*turns):
@@ -280,24 +310,34 @@ def trained_on(tokenizer, turns):
     text = ""
     for k, ids in enumerate(turns):
         text += ("«%s»" if k % 2 else "%s") % tokenizer.decode(ids)
-    assert tokens[0].tolist() == sum(turns, []) and mask[0].tolist() == [k % 2 == 1 for k, ids in enumerate(turns) for _ in ids]
+    assert (
+        tokens[0].tolist() == sum(turns, [])
+        and mask[0].tolist() == [k % 2 == 1 for k, ids in enumerate(turns) for _ in ids])
     assert tokens[1].tolist() == [1, 2] + [0] * (tokens.shape[1] - 2) and mask[1].sum() == 1
     return text.replace("<|endoftext|>", "|").replace("\n", "/")
 
 
 def test_conversations_are_trained_on_the_assistants_turns(chat):
-    """What the user and the tools say are holes, what a template writes after a stop token too; the whole is what it renders at once."""
+    """What the user and the tools say are holes, what a template writes after a stop token too;
+    the whole is what it renders at once."""
     prompt = say(("system", "s"), ("user", "u"), ("assistant", "a"), ("user", "v"))
     one = say(("assistant", "bb"))
-    assert trained_on(chat, encode_turns(chat, prompt, one)) == "[system]s|/[user]u|/[assistant]a|/[user]v|/[assistant]«bb|»"
+    assert trained_on(chat, encode_turns(chat, prompt, one)) == (
+        "[system]s|/[user]u|/[assistant]a|/[user]v|/[assistant]«bb|»")
     more = one + say(("tool", "t"), ("assistant", "c"), ("user", "w"))
-    assert trained_on(chat, encode_turns(chat, prompt[-1:], more)) == "[user]v|/[assistant]«bb|»/[tool]t|/[assistant]«c|»"
+    assert trained_on(chat, encode_turns(chat, prompt[-1:], more)) == (
+        "[user]v|/[assistant]«bb|»/[tool]t|/[assistant]«c|»")
     after_a_user = say(("user", "w"), ("assistant", "c"))
-    assert trained_on(chat, encode_turns(chat, prompt[:3], after_a_user)) == "[system]s|/[user]u|/[assistant]a|/[user]w|/[assistant]«c|»"
+    assert trained_on(chat, encode_turns(chat, prompt[:3], after_a_user)) == (
+        "[system]s|/[user]u|/[assistant]a|/[user]w|/[assistant]«c|»")
     everything = encode_turns(chat, [], prompt[:3] + more[1:3])
-    assert trained_on(chat, everything) == "[system]s|/[user]u|/[assistant]«a|»/[tool]t|/[assistant]«c|»"
-    rendered = chat.encode(chat.apply_chat_template(prompt[:3] + more[1:3], add_generation_prompt=False), special=True)
-    assert sum(everything, []) == rendered[:-1]                               # but for what follows the last stop token
+    assert trained_on(chat, everything) == (
+        "[system]s|/[user]u|/[assistant]«a|»/[tool]t|/[assistant]«c|»")
+    rendered = chat.encode(
+        chat.apply_chat_template(prompt[:3] + more[1:3], add_generation_prompt=False),
+        special=True)
+    # but for what follows the last stop token
+    assert sum(everything, []) == rendered[:-1]
     assert encode_completion(chat, prompt, one) == encode_turns(chat, prompt, one)[1]
 
 
@@ -316,15 +356,26 @@ def test_a_stop_tokens_text_in_a_message_ends_nothing(chat):
 
 
 def test_a_template_without_stop_tokens_gets_them(tokenizer):
-    chat = Tokenizer({**tokenizer.files, "chat_template.jinja": CHAT_TEMPLATE.replace("<|endoftext|>", "").encode()}, Path("chat"))
-    turns = encode_turns(chat, [], say(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")))
+    chat = Tokenizer(
+        {
+            **tokenizer.files,
+            "chat_template.jinja": CHAT_TEMPLATE.replace("<|endoftext|>", "").encode()},
+        Path("chat"))
+    turns = encode_turns(
+        chat, [],
+        say(("user", "u"), ("assistant", "a"), ("user", "v"), ("assistant", "b")))
     assert trained_on(chat, turns) == "[user]u/[assistant]«a/|»[user]v/[assistant]«b/|»"
 
 
 def test_demonstrations_in_every_form(tmp_path, chat, capsys):
     user, answer, empty = say(("user", "u")), say(("assistant", "a")), say(("assistant", ""))
-    lines = [{"prompt": "u", "completion": "a"}, {"prompt": user, "completion": answer}, {"messages": user + answer},
-             {"messages": user + empty + user + answer}, {"messages": (user + answer) * 9}, {"prompt": "u", "completion": ""}]
+    lines = [
+        {"prompt": "u", "completion": "a"},
+        {"prompt": user, "completion": answer},
+        {"messages": user + answer},
+        {"messages": user + empty + user + answer},
+        {"messages": (user + answer) * 9},
+        {"prompt": "u", "completion": ""}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
     turns = [e["turns"] for e in read_demonstrations(tmp_path / "d.jsonl", chat, 60)]
     assert turns[0] == [[ord("u")], [ord("a"), chat.eos_id]] and len(turns) == 3
@@ -335,11 +386,16 @@ def test_demonstrations_in_every_form(tmp_path, chat, capsys):
 
 
 @pytest.mark.parametrize("content, message", [
-    (b'{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"), (b'[1]', "line 1: found list"), (b'{"p": 1}', "prompt is missing"),
-    (b'{"prompt": 3}', "prompt is 3"), (b'{"prompt": []}', "prompt is"), (b'{"prompt": [{"role": "user"}]}', "prompt is"),
+    (b'{"prompt": "a"}\n{"prompt": ', "line 2: not JSON"),
+    (b'[1]', "line 1: found list"),
+    (b'{"p": 1}', "prompt is missing"),
+    (b'{"prompt": 3}', "prompt is 3"),
+    (b'{"prompt": []}', "prompt is"),
+    (b'{"prompt": [{"role": "user"}]}', "prompt is"),
     (b'{"prompt": "a"}\n' + b"[" * 100_000, "line 2: not JSON: maximum recursion"),
     (b'{"prompt": ' * 100_000, "line 1: not JSON: maximum recursion"),
-    (b'\xff\xfe', "byte 0 is not UTF-8"), (b'\n\n', "no examples")])
+    (b'\xff\xfe', "byte 0 is not UTF-8"),
+    (b'\n\n', "no examples")])
 def test_bad_jsonl_is_named(tmp_path, content, message):
     (tmp_path / "d.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -362,7 +418,8 @@ def test_what_is_nested_too_deep_for_any_of_the_steps_is_named(tmp_path, chat):
 
 def test_unusable_examples_are_counted(capsys):
     examples = [{"n": n, "line": n + 1} for n in range(5)]
-    assert usable(examples, "f", lambda e: "odd" if e["n"] % 2 else "") == [examples[0], examples[2], examples[4]]
+    assert usable(examples, "f", lambda e: "odd" if e["n"] % 2 else "") == [
+        examples[0], examples[2], examples[4]]
     assert capsys.readouterr().out == "f: dropped 2 of 5 examples, odd (first: line 2)\n"
     with pytest.raises(ValueError, match="none of 5"):
         usable(examples, "f", lambda e: "odd")
@@ -370,7 +427,9 @@ def test_unusable_examples_are_counted(capsys):
 
 def test_take_shows_every_example_once_an_epoch():
     examples = list(range(10))
-    epochs = [sum((take(examples, 5, 0, step) for step in (2 * e, 2 * e + 1)), []) for e in range(3)]
+    epochs = [
+        sum((take(examples, 5, 0, step) for step in (2 * e, 2 * e + 1)), [])
+        for e in range(3)]
     assert all(sorted(epoch) == examples for epoch in epochs) and epochs[0] != epochs[1]
     assert sorted(take(examples, 20, 0, 0)) == sorted(examples * 2)
     assert take(examples, 5, 0, 1) != take(examples, 5, 1, 1)
@@ -416,7 +475,7 @@ def test_each_algorithm_draws_problems_of_its_own(place, tmp_path, monkeypatch, 
     assert all(len(a & b) <= 1 for i, a in enumerate(sets) for b in sets[:i])
 
 
-# ------------------------------------------------------------------------------- reward functions
+# --------------------------------------------------------------------------------- reward functions
 
 def test_a_reward_file_is_a_module_like_any_other(tmp_path, tokenizer):
     """Dataclasses look their annotations up in it, and a pool of processes its functions."""
@@ -448,7 +507,8 @@ def f(prompts, completions, **columns):
     other_file.write_text("def f(prompts, completions, **columns): return [3] * len(prompts)")
     assert scores(load_reward(f"{other_file}:f", "")) == [3, 3]
     assert scores(reward) == [6, 2]
-    assert not {"reward", "user_reward"} & (set(sys.modules) - before)   # nobody's name is taken
+    # nobody's name is taken
+    assert not {"reward", "user_reward"} & (set(sys.modules) - before)
 
 
 def test_a_reward_function_that_fails_is_called_once(tokenizer):

@@ -8,10 +8,10 @@ import pytest
 
 import evaluate
 import train_grpo
-from support.cli import UserError
-from support.rl import load_prompts
 from model import ModelConfig, Transformer
+from support.cli import UserError
 from support.pretrained import load_pretrained, save_pretrained
+from support.rl import load_prompts
 from support.tokenizer import Tokenizer, builtin_tokenizer
 
 FEW = ["--problems", "4", "--samples", "2"]

@@ -1,4 +1,5 @@
-"""Memory and precision: what is computed again, rounded or cut into chunks changes no result, and saves what it is meant to save."""
+"""Memory and precision: what is computed again, rounded or cut into chunks changes no result, and
+saves what it is meant to save."""
 import copy
 import math
 
@@ -8,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rollout as rollout_module
-from support.cli import RunConfig
-from support.models import pick_device
 from losses import entropy, gather_log_probs
 from model import KVCache, ModelConfig, ScalarModel, Transformer
 from rollout import generate, in_micro_batches, sequence_scores, token_kl, token_log_probs
+from support.cli import RunConfig
 from support.models import autocast_copy
+from support.models import pick_device
 
 
 @pytest.fixture
@@ -39,7 +40,9 @@ class Sizes(TorchDispatchMode):
         return result
 
     def is_excepted(self, x) -> bool:
-        return self.excepted is not None and x.untyped_storage().data_ptr() == self.excepted.untyped_storage().data_ptr()
+        return (
+            self.excepted is not None
+            and x.untyped_storage().data_ptr() == self.excepted.untyped_storage().data_ptr())
 
 
 def largest(function, excepted=None) -> int:
@@ -57,11 +60,15 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
     full = largest(lambda: gather_log_probs(model(tokens), tokens).sum().backward())
     assert full == B * T * V
     monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 20 * V)
-    scores = {"training": lambda: token_log_probs(model, tokens, mask, 0.9, with_entropy=True)[0].sum().backward(),
-              "no gradient": lambda: in_micro_batches(lambda *rows: token_log_probs(model, *rows), tokens, mask, 10 ** 6),
-              "KL": lambda: token_kl(model, copy.deepcopy(model), tokens, mask)}
+    scores = {
+        "training": lambda: (
+            token_log_probs(model, tokens, mask, 0.9, with_entropy=True)[0].sum().backward()),
+        "no gradient": lambda: in_micro_batches(
+            lambda *rows: token_log_probs(model, *rows), tokens, mask, 10 ** 6),
+        "KL": lambda: token_kl(model, copy.deepcopy(model), tokens, mask)}
     for name, function in scores.items():
-        assert largest(function) == 20 * V, name                              # and the weight of the head, 16 V, is smaller
+        # And the weight of the head, 16 V, is smaller.
+        assert largest(function) == 20 * V, name
 
 
 @pytest.mark.parametrize("scalar", [False, True], ids=["policy", "critic"])
@@ -78,8 +85,11 @@ def test_grad_checkpoint_changes_neither_values_nor_gradients(model, batch, scal
         transformer.grad_checkpoint = grad_checkpoint
         model.zero_grad()
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
-            y = sequence_scores(model, tokens, mask) if scalar else token_log_probs(model, tokens, mask)
+        with torch.autograd.graph.saved_tensors_hooks(
+                lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            y = (
+                sequence_scores(model, tokens, mask) if scalar
+                else token_log_probs(model, tokens, mask))
         (y * torch.arange(y.shape[-1])).sum().backward()
         saved.append(sum(sizes))
         return [y.detach(), *(p.grad.clone() for p in model.parameters())]
@@ -91,17 +101,26 @@ def test_grad_checkpoint_changes_neither_values_nor_gradients(model, batch, scal
 def test_the_prompts_go_through_the_model_in_micro_batches(model, monkeypatch):
     """And the answers are the same, however many prompts a micro-batch holds."""
     prompts, passes, hidden = [[n % 11] * (1 + n % 7) for n in range(40)], [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda tokens, *rest: passes.append(tokens.numel()) or hidden(tokens, *rest))
+    monkeypatch.setattr(
+        model, "hidden",
+        lambda tokens, *rest: passes.append(tokens.numel()) or hidden(tokens, *rest))
 
     def sampled(size):
         passes.clear()
-        rollout = generate(model, prompts, 4, [], generator=torch.Generator().manual_seed(0), micro_batch_tokens=size)
-        return rollout.tokens, sum(passes[:-3]), max(passes[:-3])             # all but the last three are of prompts
+        rollout = generate(
+            model, prompts, 4, [], generator=torch.Generator().manual_seed(0),
+            micro_batch_tokens=size)
+        # All but the last three are of prompts.
+        return rollout.tokens, sum(passes[:-3]), max(passes[:-3])
     whole, total, largest_pass = sampled(10 ** 6)
     assert total == largest_pass > 3 * 50
-    for size in (50, 3):                                                      # 3: less than one prompt
+    # 3: less than one prompt
+    for size in (50, 3):
         tokens, same_total, largest_pass = sampled(size)
-        assert torch.equal(tokens, whole) and same_total == total and largest_pass <= max(size, 7)
+        assert (
+            torch.equal(tokens, whole)
+            and same_total == total
+            and largest_pass <= max(size, 7))
 
 
 def test_rows_leave_the_cache_without_a_second_one():
@@ -111,17 +130,21 @@ def test_rows_leave_the_cache_without_a_second_one():
     for layer in cache.data:
         layer[..., :5, :] = torch.randn(2, 8, 2, 5, 4)
     before, whole, rows = cache.data[..., :5, :].clone(), cache.data, torch.tensor([1, 4, 7])
-    assert largest(lambda: cache.keep(rows), excepted=whole) <= whole.numel() / 6           # one layer of six
-    assert torch.equal(cache.data[..., :5, :], before[:, :, rows]) and cache.data.data_ptr() == whole.data_ptr()
+    # one layer of six
+    assert largest(lambda: cache.keep(rows), excepted=whole) <= whole.numel() / 6
+    assert (
+        torch.equal(cache.data[..., :5, :], before[:, :, rows])
+        and cache.data.data_ptr() == whole.data_ptr())
     assert len(cache.bias) == 3
 
 
-# ------------------------------------------------------------------------------------------------------ bfloat16
+# ----------------------------------------------------------------------------------------- bfloat16
 
 def models(dim=64):
     torch.manual_seed(0)
     for tie, bias, norm in ((True, False, True), (False, True, False)):
-        model = Transformer(ModelConfig(50, dim, 2, 4, 2, 96, 64, tie_embeddings=tie, qkv_bias=bias, qk_norm=norm))
+        model = Transformer(ModelConfig(
+            50, dim, 2, 4, 2, 96, 64, tie_embeddings=tie, qkv_bias=bias, qk_norm=norm))
         for p in model.parameters():
             p.data.add_(torch.randn_like(p) * 0.1)
         yield model
@@ -132,13 +155,20 @@ def test_a_copy_under_autocast_computes_the_same_bit_for_bit(bfloat16, batch):
     for model in models():
         twin, before = autocast_copy(model), copy.deepcopy(model.state_dict())
         for name, p in twin.named_parameters():
-            assert p.dtype == (torch.bfloat16 if name.endswith(("proj.weight", "proj.bias", "lm_head.weight")) else torch.float32), name
-        assert torch.equal(twin(tokens), model(tokens)) and torch.equal(token_log_probs(twin, tokens, mask), token_log_probs(model, tokens, mask))
+            assert p.dtype == (
+                torch.bfloat16 if name.endswith(("proj.weight", "proj.bias", "lm_head.weight"))
+                else torch.float32), name
+        assert (
+            torch.equal(twin(tokens), model(tokens))
+            and torch.equal(
+                token_log_probs(twin, tokens, mask), token_log_probs(model, tokens, mask)))
         assert token_kl(model, copy.deepcopy(twin), tokens, mask).abs().max() == 0
         scalar = ScalarModel(model)
         torch.nn.init.normal_(scalar.score.weight)
         assert torch.equal(autocast_copy(scalar)(tokens), scalar(tokens))
-        assert all(torch.equal(x, before[name]) and x.dtype == torch.float32 for name, x in model.state_dict().items())
+        assert all(
+            torch.equal(x, before[name]) and x.dtype == torch.float32
+            for name, x in model.state_dict().items())
 
 
 def test_sampling_reads_bfloat16_weights_and_samples_the_same(bfloat16, monkeypatch):
@@ -147,9 +177,13 @@ def test_sampling_reads_bfloat16_weights_and_samples_the_same(bfloat16, monkeypa
         seen = []
         sampled = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
         with monkeypatch.context() as patch:
-            patch.setattr(rollout_module, "autocast_copy", lambda model: seen.append(model) or model)
+            patch.setattr(
+                rollout_module, "autocast_copy", lambda model: seen.append(model) or model)
             plain = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
-        assert seen == [model] and torch.equal(sampled.tokens, plain.tokens) and torch.equal(sampled.logp, plain.logp)
+        assert (
+            seen == [model]
+            and torch.equal(sampled.tokens, plain.tokens)
+            and torch.equal(sampled.logp, plain.logp))
 
 
 def test_without_autocast_there_is_no_copy(model):
@@ -158,7 +192,8 @@ def test_without_autocast_there_is_no_copy(model):
 
 def test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16(bfloat16):
     for model in models():
-        r = generate(model, [[1, 2, 3], [4]] * 20, 12, [0], generator=torch.Generator().manual_seed(0))
+        r = generate(
+            model, [[1, 2, 3], [4]] * 20, 12, [0], generator=torch.Generator().manual_seed(0))
         difference = (token_log_probs(model, r.tokens, r.mask) - r.logp)[r.mask]
         assert difference.abs().mean() < 0.02 and difference.abs().max() < 0.2
 
@@ -169,8 +204,10 @@ def test_log_probs_are_float32_in_bfloat16(bfloat16, batch):
     logp, entropies = token_log_probs(model, tokens, mask, with_entropy=True)
     logits = model(tokens[:, :-1])
     assert logits.dtype == torch.bfloat16 and logp.dtype == entropies.dtype == torch.float32
-    torch.testing.assert_close(logp[:, 1:][mask[:, 1:]], torch.log_softmax(logits.double(), -1)[mask[:, 1:]].gather(
-        1, tokens[mask][:, None])[:, 0].float())
+    torch.testing.assert_close(
+        logp[:, 1:][mask[:, 1:]],
+        torch.log_softmax(logits.double(), -1)[mask[:, 1:]].gather(
+            1, tokens[mask][:, None])[:, 0].float())
     torch.testing.assert_close(entropies[mask], entropy(logits.double())[mask[:, 1:]].float())
 
 
@@ -182,7 +219,8 @@ def test_scores_are_not_rounded_to_bfloat16(bfloat16, batch):
 
 
 def test_small_updates_survive_under_bfloat16_autocast(bfloat16):
-    """They would vanish if the parameters were bfloat16: Adam moves a weight of 1 by lr, and 1 + 1e-4 is 1 there."""
+    """They would vanish if the parameters were bfloat16: Adam moves a weight of 1 by lr, and
+    1 + 1e-4 is 1 there."""
     model = next(models())
     weight = model.layers[0].mlp.up_proj.weight
     weight.data.fill_(1.0)

@@ -8,7 +8,8 @@ from model import KVCache, ModelConfig, RMSNorm, ScalarModel, Transformer, rotat
 
 
 def attention_written_out(layer, x, cos, sin):
-    """softmax(q k / sqrt(hs)) v over the past, head by head and position by position; no SDPA, no grouping trick."""
+    """softmax(q k / sqrt(hs)) v over the past, head by head and position by position; no SDPA, no
+    grouping trick."""
     B, T, _ = x.shape
     hs = layer.head_dim
     q, k, v = (proj(x).view(B, T, -1, hs) for proj in (layer.q_proj, layer.k_proj, layer.v_proj))
@@ -33,7 +34,8 @@ def test_attention_is_the_one_written_out(model):
 
 def test_rotary_scores_depend_on_distance_only(model):
     q, k = torch.randn(2, 1, 1, 1, 4, dtype=torch.float64)
-    at = lambda x, p: rotate(x, model.cos[None, p:p + 1, None].double(), model.sin[None, p:p + 1, None].double())
+    at = lambda x, p: rotate(
+        x, model.cos[None, p:p + 1, None].double(), model.sin[None, p:p + 1, None].double())
     scores = [(at(q, p + 3) * at(k, p)).sum() for p in (0, 5, 20)]
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(scores[0], scores[2], rtol=1e-5, atol=1e-6)
@@ -49,7 +51,8 @@ def test_rms_norm():
 
 @torch.no_grad()
 def test_cache_equals_full_forward_at_every_position(model):
-    """Rows of different lengths: a padded prefill, then tokens one at a time, each row at its own position."""
+    """Rows of different lengths: a padded prefill, then tokens one at a time, each row at its own
+    position."""
     tokens = torch.randint(0, 11, (3, 12))
     lengths = torch.tensor([2, 5, 3])
     full = model.hidden(tokens)
@@ -69,10 +72,13 @@ def test_cache_keeps_rows_in_any_order_and_number(model):
     cache = KVCache(model.config, torch.tensor([5, 4, 5]), 6, torch.float64)
     model.hidden(tokens[:, :5], cache)
     cache.keep(torch.tensor([2, 1, 2]))
-    step = model.hidden(torch.stack((tokens[2, 5:], tokens[1, 4:5], tokens[0, 5:])), cache, torch.tensor([[5], [4], [5]]))
+    step = model.hidden(
+        torch.stack((tokens[2, 5:], tokens[1, 4:5], tokens[0, 5:])), cache,
+        torch.tensor([[5], [4], [5]]))
     torch.testing.assert_close(step[0, 0], model.hidden(tokens)[2, 5])
     torch.testing.assert_close(step[1, 0], model.hidden(tokens)[1, 4])
-    torch.testing.assert_close(step[2, 0], model.hidden(torch.cat((tokens[2:, :5], tokens[:1, 5:]), 1))[0, 5])
+    torch.testing.assert_close(
+        step[2, 0], model.hidden(torch.cat((tokens[2:, :5], tokens[:1, 5:]), 1))[0, 5])
 
 
 def test_what_comes_after_changes_nothing(model):
@@ -90,17 +96,21 @@ def test_too_many_tokens_are_refused(model):
 
 def test_tied_and_untied_embeddings():
     sizes = dict(vocab_size=11, dim=8, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=8)
-    tied, untied = Transformer(ModelConfig(**sizes)), Transformer(ModelConfig(**sizes, tie_embeddings=False))
+    tied, untied = (
+        Transformer(ModelConfig(**sizes)),
+        Transformer(ModelConfig(**sizes, tie_embeddings=False)))
     assert tied.lm_head.weight is tied.embed_tokens.weight
     assert untied.lm_head.weight is not untied.embed_tokens.weight
-    assert sum(p.numel() for p in untied.parameters()) == sum(p.numel() for p in tied.parameters()) + 11 * 8
+    assert sum(p.numel() for p in untied.parameters()) == (
+        sum(p.numel() for p in tied.parameters()) + 11 * 8)
 
 
 def test_scalar_model_has_its_own_trunk_and_starts_at_zero(model):
     tokens = torch.randint(0, 11, (2, 5))
     scalar, logits = ScalarModel(model), model(tokens)
     assert scalar(tokens).shape == (2, 5) and (scalar(tokens) == 0).all()
-    assert not {p.data_ptr() for p in scalar.parameters()} & {p.data_ptr() for p in model.parameters()}
+    assert not (
+        {p.data_ptr() for p in scalar.parameters()} & {p.data_ptr() for p in model.parameters()})
     for p in scalar.parameters():
         p.data.add_(1.0)
     torch.testing.assert_close(model(tokens), logits)

@@ -1,12 +1,14 @@
-"""The policy gradient theorem, checked exactly: no sampling, every possible answer is written down and weighted by its probability.
+"""The policy gradient theorem, checked exactly: no sampling, every possible answer is written down
+and weighted by its probability.
 
-The language has three tokens: 0, 1 and the stop token 2. An answer ends at its first stop token or after three tokens, which makes
-15 answers. The policy is a table: one row of logits for each of the 7 prefixes that can still go on. Every action of every prefix
-earns a random reward. Then
+The language has three tokens: 0, 1 and the stop token 2. An answer ends at its first stop token or
+after three tokens, which makes 15 answers. The policy is a table: one row of logits for each of the
+7 prefixes that can still go on. Every action of every prefix earns a random reward. Then
 
     J(θ) = Σ_answers p_θ(answer) Σ_t r(prefix_t, action_t)
 
-is a short differentiable sum, and autograd's ∇J is the truth that every estimator must equal in expectation:
+is a short differentiable sum, and autograd's ∇J is the truth that every estimator must equal in
+expectation:
 
     Σ_answers p(answer) ∇loss(answer) = -∇J(θ)
 
@@ -17,15 +19,21 @@ import itertools
 import pytest
 import torch
 
-from advantages import discounted_returns, gae, grpo_advantages, remax_advantages, rloo_advantages, whiten
-from losses import cispo_loss, grpo_loss, gspo_loss, policy_gradient_loss, ppo_policy_loss, value_loss
+from advantages import (
+    discounted_returns, gae, grpo_advantages, remax_advantages, rloo_advantages, whiten)
+from losses import (
+    cispo_loss, grpo_loss, gspo_loss, policy_gradient_loss, ppo_policy_loss, value_loss)
 
 STOP, LONGEST = 2, 3
-PREFIXES = [p for n in range(LONGEST) for p in itertools.product((0, 1), repeat=n)]                     # 1 + 2 + 4 = 7
-ANSWERS = [p + (a,) for p in PREFIXES for a in range(3) if a == STOP or len(p) == LONGEST - 1]          # 15
-STATE = torch.tensor([[PREFIXES.index(y[:t]) if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])       # (15, 3)
-ACTION = torch.tensor([[y[t] if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])                       # (15, 3)
-MASK = torch.tensor([[t < len(y) for t in range(LONGEST)] for y in ANSWERS])                                        # (15, 3)
+# The 1 + 2 + 4 = 7 prefixes, and the 15 answers.
+PREFIXES = [p for n in range(LONGEST) for p in itertools.product((0, 1), repeat=n)]
+ANSWERS = [
+    p + (a,) for p in PREFIXES for a in range(3) if a == STOP or len(p) == LONGEST - 1]
+# Of each answer (15) and each of its places (3): the prefix, the action, and whether it is there.
+STATE = torch.tensor(
+    [[PREFIXES.index(y[:t]) if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])
+ACTION = torch.tensor([[y[t] if t < len(y) else 0 for t in range(LONGEST)] for y in ANSWERS])
+MASK = torch.tensor([[t < len(y) for t in range(LONGEST)] for y in ANSWERS])
 LENGTH = MASK.sum(1)
 
 
@@ -34,19 +42,22 @@ class World:
 
     def __init__(self, seed: int):
         generator = torch.Generator().manual_seed(seed)
-        self.theta = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()      # (prefix, action)
+        # theta[prefix, action] and reward[prefix, action]
+        self.theta = torch.randn(7, 3, dtype=torch.float64, generator=generator).requires_grad_()
         reward = torch.randn(7, 3, dtype=torch.float64, generator=generator)
-        self.rewards = reward[STATE, ACTION] * MASK                                                     # (15, 3)
-        self.logp = torch.log_softmax(self.theta, 1)[STATE, ACTION] * MASK                              # (15, 3)
-        self.p = self.logp.sum(1).exp().detach()                                                        # (15,)
-        self.score = self.rewards.sum(1)                                                                # (15,)
-        # Bellman, backwards over the tree: V(s) = Σ_a π(a|s) (r(s, a) + V(s a)), and V = 0 where an answer has ended
+        self.rewards = reward[STATE, ACTION] * MASK                         # (15, 3)
+        self.logp = torch.log_softmax(self.theta, 1)[STATE, ACTION] * MASK  # (15, 3)
+        self.p = self.logp.sum(1).exp().detach()                            # (15,)
+        self.score = self.rewards.sum(1)                                    # (15,)
+        # Bellman, backwards over the tree: V(s) = Σ_a π(a|s) (r(s, a) + V(s a)), and V = 0 where
+        # an answer has ended.
         pi, values = torch.softmax(self.theta, 1).detach(), {}
         for prefix in reversed(PREFIXES):
             s = PREFIXES.index(prefix)
-            values[prefix] = sum(pi[s, a] * (reward[s, a] + values.get(prefix + (a,), 0.0)) for a in range(3))
-        self.value = torch.stack([values[prefix] for prefix in PREFIXES])                               # (7,)
-        self.gradient = self.grad_of(self.score)                                                        # ∇J, (7, 3)
+            values[prefix] = sum(
+                pi[s, a] * (reward[s, a] + values.get(prefix + (a,), 0.0)) for a in range(3))
+        self.value = torch.stack([values[prefix] for prefix in PREFIXES])   # (7,)
+        self.gradient = self.grad_of(self.score)                            # ∇J, (7, 3)
 
     def grad_of(self, score):
         """∇ Σ_answers p_θ(answer) score(answer)"""
@@ -61,18 +72,28 @@ class World:
         return -self.grad(policy_gradient_loss(self.logp, weighted, MASK, mode, denominator)[0])
 
     def over_groups(self, size, estimator, mode="seq-sum"):
-        """-Σ_groups p(group) ∇loss: every group of `size` answers, drawn independently, repeats included. A mean over the group."""
-        members = torch.tensor(list(itertools.product(range(15), repeat=size))).flatten()              # (15^size * size,)
+        """-Σ_groups p(group) ∇loss: every group of `size` answers, drawn independently, repeats
+        included. A mean over the group."""
+        # all members of all groups, one after the other: (15^size * size,)
+        members = torch.tensor(list(itertools.product(range(15), repeat=size))).flatten()
         advantages = estimator(self.score[members], size)
         p_group = self.p[members].view(-1, size).prod(1).repeat_interleave(size)
-        return -self.grad(policy_gradient_loss(self.logp[members], advantages * p_group, MASK[members], mode, denominator=size)[0])
+        return -self.grad(policy_gradient_loss(
+            self.logp[members], advantages * p_group, MASK[members], mode, denominator=size)[0])
 
     def variance(self, p, advantages, answers=torch.arange(15)[:, None]):
-        """E|g - E g|² of the gradient of one group of answers (N, G), drawn with p (N,), their advantages (N, G) or (N, G, 3): its mean."""
-        each = torch.autograd.functional.jacobian(lambda theta: torch.log_softmax(theta, 1)[STATE, ACTION] * MASK, self.theta.detach())
-        advantages = advantages if advantages.dim() == 3 else advantages[:, :, None].expand(-1, -1, LONGEST)
-        g = torch.einsum("ngt,ngtsa->nsa", advantages, each[answers]) / answers.shape[1]                # (N, 7, 3)
-        return ((p[:, None, None] * g.square()).sum() - (p[:, None, None] * g).sum(0).square().sum()).item()
+        """E|g - E g|² of the gradient of one group of answers (N, G), drawn with p (N,), their
+        advantages (N, G) or (N, G, 3): its mean."""
+        each = torch.autograd.functional.jacobian(
+            lambda theta: torch.log_softmax(theta, 1)[STATE, ACTION] * MASK, self.theta.detach())
+        advantages = (
+            advantages if advantages.dim() == 3
+            else advantages[:, :, None].expand(-1, -1, LONGEST))
+        # each group's gradient: (N, 7, 3)
+        g = torch.einsum("ngt,ngtsa->nsa", advantages, each[answers]) / answers.shape[1]
+        return (
+            (p[:, None, None] * g.square()).sum()
+            - (p[:, None, None] * g).sum(0).square().sum()).item()
 
 
 @pytest.fixture(params=[0, 1, 2])
@@ -85,26 +106,30 @@ def close(found, expected):
 
 
 def relative_error(found, truth):
-    """How far `found` is from any positive multiple of the truth, as a share of it: 0 if the direction is right."""
+    """How far `found` is from any positive multiple of the truth, as a share of it: 0 if
+    the direction is right."""
     scale = (found * truth).sum() / truth.square().sum()
     return ((found - scale * truth).norm() / (scale.abs() * truth.norm())).item()
 
 
 def test_the_answers_are_all_there_are(world):
     assert len(ANSWERS) == 15 and world.p.sum().item() == pytest.approx(1)
-    assert world.value[0].item() == pytest.approx((world.p * world.score).sum().item())                # V(start) = J
+    # V(start) = J
+    assert world.value[0].item() == pytest.approx((world.p * world.score).sum().item())
 
 
-# ------------------------------------------------------------------------------------------------------ unbiased
+# ----------------------------------------------------------------------------------------- unbiased
 
 def test_reinforce(world):
-    """The whole answer's reward may weigh every action, or only what came after it: the past has expectation 0."""
+    """The whole answer's reward may weigh every action, or only what came after it: the past has
+    expectation 0."""
     close(world.expected(world.score), world.gradient)
     close(world.expected(discounted_returns(world.rewards, MASK)), world.gradient)
 
 
 def test_gae_with_lambda_1_forgives_any_critic(world):
-    """λ=1: return minus V(s). A baseline that depends on the state alone changes nothing in expectation, however wrong."""
+    """λ=1: return minus V(s). A baseline that depends on the state alone changes nothing in
+    expectation, however wrong."""
     wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     advantages, _ = gae(world.rewards, wrong[STATE], MASK, lam=1.0)
     close(world.expected(advantages), world.gradient)
@@ -112,7 +137,8 @@ def test_gae_with_lambda_1_forgives_any_critic(world):
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.95])
 def test_gae_with_lambda_below_1_needs_the_right_critic(world, lam):
-    """λ<1 trusts the critic instead of what happened: unbiased with the true values, biased with others."""
+    """λ<1 trusts the critic instead of what happened: unbiased with the true values, biased with
+    others."""
     advantages, _ = gae(world.rewards, world.value[STATE], MASK, lam=lam)
     close(world.expected(advantages), world.gradient)
     wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -122,20 +148,24 @@ def test_gae_with_lambda_below_1_needs_the_right_critic(world, lam):
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
 def test_the_critic_converges_to_the_bellman_values(world, lam):
-    """With targets from the true values, the true values have no gradient: they are the fixed point, whatever λ."""
+    """With targets from the true values, the true values have no gradient: they are the fixed
+    point, whatever λ."""
     values = world.value.clone().requires_grad_()
     _, returns = gae(world.rewards, values.detach()[STATE], MASK, lam=lam)
-    loss = sum(p * value_loss(values[s][None], values.detach()[s][None], r[None], m[None], denominator=1)[0]
-               for p, s, r, m in zip(world.p, STATE, returns, MASK))
+    loss = sum(
+        p * value_loss(
+            values[s][None], values.detach()[s][None], r[None], m[None], denominator=1)[0]
+        for p, s, r, m in zip(world.p, STATE, returns, MASK))
     close(torch.autograd.grad(loss, values)[0], torch.zeros(7, dtype=torch.float64))
 
 
 def test_the_critic_is_repaired_by_monte_carlo_targets(world):
-    """λ=1: from any values, the expected target of a state is its true value, so one exact regression is enough."""
+    """λ=1: from any values, the expected target of a state is its true value, so one exact
+    regression is enough."""
     wrong = torch.randn(7, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     _, returns = gae(world.rewards, wrong[STATE], MASK, lam=1.0)
     for s in range(7):
-        here = (STATE == s) & MASK                                                                      # (15, 3)
+        here = (STATE == s) & MASK  # (15, 3)
         weight = world.p[:, None] * here
         close((weight * returns).sum() / weight.sum(), world.value[s])
 
@@ -150,87 +180,111 @@ def test_remax(world):
     greedy = ()
     while greedy in PREFIXES:
         greedy += (world.theta[PREFIXES.index(greedy)].argmax().item(),)
-    close(world.expected(remax_advantages(world.score, world.score[ANSWERS.index(greedy)].expand(15))), world.gradient)
+    close(
+        world.expected(remax_advantages(
+            world.score, world.score[ANSWERS.index(greedy)].expand(15))),
+        world.gradient)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_dr_grpo_is_the_gradient_times_a_constant(world, size):
-    """The group's mean holds the sample itself, with weight 1/G: (G - 1)/G of the gradient. A learning rate can't tell."""
+    """The group's mean holds the sample itself, with weight 1/G: (G - 1)/G of the gradient. A
+    learning rate can't tell."""
     found = world.over_groups(size, lambda rewards, G: grpo_advantages(rewards, G, scale=False))
     close(found, (size - 1) / size * world.gradient)
 
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean", "seq-sum"])
 def test_ratio_losses_are_a2c_where_the_policy_has_not_moved(world, mode):
-    """At ratio 1 nothing is clipped, and ∇ρ = ∇log π: PPO, GRPO and CISPO have A2C's gradient, GSPO that of its sequence mean."""
+    """At ratio 1 nothing is clipped, and ∇ρ = ∇log π: PPO, GRPO and CISPO have A2C's gradient, GSPO
+    that of its sequence mean."""
     advantages, _ = gae(world.rewards, world.value[STATE], MASK, lam=0.5)
     old = world.logp.detach()
     a2c = world.grad(policy_gradient_loss(world.logp, advantages, MASK, mode)[0])
     close(world.grad(ppo_policy_loss(world.logp, old, advantages, MASK, mode=mode)[0]), a2c)
     close(world.grad(grpo_loss(world.logp, old, None, advantages, MASK, mode=mode)[0]), a2c)
     close(world.grad(cispo_loss(world.logp, old, advantages, MASK, mode=mode)[0]), a2c)
-    close(world.grad(gspo_loss(world.logp, old, world.score, MASK)[0]), world.grad(policy_gradient_loss(world.logp, world.score, MASK, "seq-mean")[0]))
+    close(
+        world.grad(gspo_loss(world.logp, old, world.score, MASK)[0]),
+        world.grad(policy_gradient_loss(world.logp, world.score, MASK, "seq-mean")[0]))
 
 
 def test_importance_sampling_corrects_for_another_sampler(world):
-    """Answers drawn from π_old, weighted by the ratio of whole answers, give ∇J of the new policy. PPO's ratio of single tokens
-    does not quite: it leaves the old policy's distribution over prefixes in place, which is the error that the clip bounds."""
+    """Answers drawn from π_old, weighted by the ratio of whole answers, give ∇J of the new policy.
+    PPO's ratio of single tokens does not quite: it leaves the old policy's distribution over
+    prefixes in place, which is the error that the clip bounds."""
     old = World(7)
-    whole = (world.logp.sum(1) - old.logp.sum(1).detach()).exp()                                        # (15,)
+    whole = (world.logp.sum(1) - old.logp.sum(1).detach()).exp()  # (15,)
     close(world.grad((old.p * whole * world.score).sum()), world.gradient)
     returns = discounted_returns(world.rewards, MASK) * old.p[:, None]
-    loss, _ = ppo_policy_loss(world.logp, old.logp.detach(), returns, MASK, clip_low=1.0, clip_high=1e9, mode="seq-sum", denominator=1)
+    loss, _ = ppo_policy_loss(
+        world.logp, old.logp.detach(), returns, MASK, clip_low=1.0, clip_high=1e9, mode="seq-sum",
+        denominator=1)
     assert relative_error(-world.grad(loss), world.gradient) > 0.1
 
 
-# ------------------------------------------------------------------------------------------------------ the variance of one sample
+# ----------------------------------------------------------------------- the variance of one sample
 
 def test_a_smaller_lambda_has_less_variance(world):
-    """What λ < 1 buys with its bias. With the true values there is no bias, and λ = 0 has 0.44 to 0.67 of the variance of λ = 1."""
-    found = [world.variance(world.p, gae(world.rewards, world.value[STATE], MASK, lam=lam)[0][:, None]) for lam in (0, 0.5, 0.95, 1)]
+    """What λ < 1 buys with its bias. With the true values there is no bias, and λ = 0 has 0.44 to
+    0.67 of the variance of λ = 1."""
+    found = [
+        world.variance(
+            world.p, gae(world.rewards, world.value[STATE], MASK, lam=lam)[0][:, None])
+        for lam in (0, 0.5, 0.95, 1)]
     assert found == sorted(found) and found[0] < 0.7 * found[3]
 
 
 def test_a_baseline_takes_variance_away(world):
-    """A state's value takes 0.45 to 0.66 of REINFORCE's variance away. What all answers earn alike is noise to REINFORCE, and
-    nothing to a baseline. But the mean of one other answer is noise too: RLOO's variance, of 2, is 0.70 to 1.26 of REINFORCE's
-    here, where rewards are around 0, and 0.01 to 0.04 of it where they are around 10."""
+    """A state's value takes 0.45 to 0.66 of REINFORCE's variance away. What all answers earn alike
+    is noise to REINFORCE, and nothing to a baseline. But the mean of one other answer is noise too:
+    RLOO's variance, of 2, is 0.70 to 1.26 of REINFORCE's here, where rewards are around 0, and 0.01
+    to 0.04 of it where they are around 10."""
     reinforce = world.variance(world.p, world.score[:, None])
-    assert world.variance(world.p, gae(world.rewards, world.value[STATE], MASK, lam=1.0)[0][:, None]) < 0.6 * reinforce
-    pairs = torch.cartesian_prod(torch.arange(15), torch.arange(15))                                    # (225, 2)
+    assert world.variance(
+        world.p, gae(world.rewards, world.value[STATE], MASK, lam=1.0)[0][:, None]
+    ) < 0.6 * reinforce
+    pairs = torch.cartesian_prod(torch.arange(15), torch.arange(15))  # (225, 2)
     p, score = world.p[pairs].prod(1), world.score[pairs]
     rloo = world.variance(p, rloo_advantages(score.flatten(), 2).view(-1, 2), pairs)
     assert rloo < 1.3 * world.variance(p, score, pairs)
-    assert world.variance(p, rloo_advantages((score + 10).flatten(), 2).view(-1, 2), pairs) == pytest.approx(rloo)
+    assert world.variance(
+        p, rloo_advantages((score + 10).flatten(), 2).view(-1, 2), pairs) == pytest.approx(rloo)
     assert rloo < 0.05 * world.variance(p, score + 10, pairs)
 
 
-# ------------------------------------------------------------------------------------------------------ biased, and towards what
+# ------------------------------------------------------------------------- biased, and towards what
 
 def test_dividing_by_length_maximises_reward_per_token(world):
-    """GRPO's mean over an answer: the exact gradient of E[score / length]. A right answer earns more by being short, a wrong
-    one loses less by being long: the length bias that Dr. GRPO removes. Off by 0.33 to 2.8 of the gradient here."""
+    """GRPO's mean over an answer: the exact gradient of E[score / length]. A right answer earns
+    more by being short, a wrong one loses less by being long: the length bias that Dr. GRPO
+    removes. Off by 0.33 to 2.8 of the gradient here."""
     found = world.expected(world.score, mode="seq-mean")
     close(found, world.grad_of(world.score / LENGTH))
     assert relative_error(found, world.gradient) > 0.3
 
 
 def test_dividing_by_the_group_std_plays_to_win(world):
-    """G = 2: the better of two answers gets +1/√2 and the worse -1/√2, however far apart. That is the gradient not of the score
-    but of the chance to beat another answer of the same policy, minus that to lose. Off by 0.19 to 0.68 of the gradient here."""
+    """G = 2: the better of two answers gets +1/√2 and the worse -1/√2, however far apart. That is
+    the gradient not of the score but of the chance to beat another answer of the same policy, minus
+    that to lose. Off by 0.19 to 0.68 of the gradient here."""
     found = world.over_groups(2, lambda rewards, G: grpo_advantages(rewards, G, eps=0.0))
-    beats = (world.score[:, None] > world.score).double() - (world.score[:, None] < world.score).double()          # (15, 15)
+    beats = (  # (15, 15)
+        (world.score[:, None] > world.score).double()
+        - (world.score[:, None] < world.score).double())
     close(found, world.grad_of((beats * world.p).sum(1)) / 2 ** 0.5)
     assert relative_error(found, world.gradient) > 0.15
 
 
 def test_whitening_over_a_batch_bends_the_gradient(world):
-    """The batch's own mean and deviation depend on its samples, so the direction is off: by 0.24 to 0.71 of the gradient here, with
-    two answers a batch. With three it is 0.19 to 0.57: the statistics of a large batch hardly depend on any one sample."""
+    """The batch's own mean and deviation depend on its samples, so the direction is off: by 0.24 to
+    0.71 of the gradient here, with two answers a batch. With three it is 0.19 to 0.57: the
+    statistics of a large batch hardly depend on any one sample."""
     found = torch.zeros_like(world.gradient)
     returns = discounted_returns(world.rewards, MASK)
     for i, j in itertools.product(range(15), repeat=2):
         pair = [i, j]
         advantages = whiten(returns[pair], MASK[pair])
-        found -= world.p[i] * world.p[j] * world.grad(policy_gradient_loss(world.logp[pair], advantages, MASK[pair], "seq-sum", denominator=2)[0])
+        found -= world.p[i] * world.p[j] * world.grad(policy_gradient_loss(
+            world.logp[pair], advantages, MASK[pair], "seq-sum", denominator=2)[0])
     assert relative_error(found, world.gradient) > 0.2

@@ -1,14 +1,18 @@
-"""Sampling and scoring: what is sampled is what is scored, and nothing depends on the batch around a row."""
+"""Sampling and scoring: what is sampled is what is scored, and nothing depends on the batch around
+a row."""
 import pytest
 import torch
 
 import rollout as rollout_module
 from losses import aggregate, entropy, kl_exact
 from model import ScalarModel, Transformer
-from rollout import generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl, token_log_probs, token_values
+from rollout import (
+    generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl,
+    token_log_probs, token_values)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3]]
-EOS = [0]                                                                    # the stop ids
+# The stop ids.
+EOS = [0]
 
 
 def rng(seed=0):
@@ -21,31 +25,40 @@ def sampled(model):
 
 
 def test_layout(sampled):
-    """Prompt, answer, padding; the mask is the answer; an answer ends with its first stop token or was cut off."""
+    """Prompt, answer, padding; the mask is the answer; an answer ends with its first stop token or
+    was cut off."""
     lengths = set()
     for b, (prompt, response) in enumerate(zip(PROMPTS * 6, sampled.responses())):
         n, end = len(prompt), len(prompt) + len(response)
         assert sampled.tokens[b, :n].tolist() == prompt and sampled.prompt_lengths[b] == n
         assert sampled.mask[b].nonzero().squeeze(1).tolist() == list(range(n, end))
-        assert (sampled.tokens[b, end:] == 0).all() and (sampled.logp[b][~sampled.mask[b]] == 0).all()
+        assert (
+            (sampled.tokens[b, end:] == 0).all()
+            and (sampled.logp[b][~sampled.mask[b]] == 0).all())
         assert EOS[0] not in response[:-1]
         assert sampled.finished[b] == (response[-1] in EOS)
         assert sampled.finished[b] or len(response) == 12
         lengths.add(len(response))
-    assert sampled.finished.any() and not sampled.finished.all() and len(lengths) > 3      # so that the cases above occur
+    # So that the cases above occur.
+    assert sampled.finished.any() and not sampled.finished.all() and len(lengths) > 3
 
 
 def test_stop_token_is_an_action(sampled):
     last = sampled.mask.long().sum(1) + sampled.prompt_lengths - 1
     row = sampled.finished.nonzero()[0, 0]
-    assert sampled.tokens[row, last[row]] in EOS and sampled.mask[row, last[row]] and sampled.logp[row, last[row]] < 0
+    assert (
+        sampled.tokens[row, last[row]] in EOS
+        and sampled.mask[row, last[row]]
+        and sampled.logp[row, last[row]] < 0)
 
 
 def test_sampled_log_probs_are_the_scored_ones(model):
     for temperature in (0.7, 1.0, 1.3):
         r = generate(model, PROMPTS * 4, 12, EOS, temperature, rng())
-        torch.testing.assert_close(token_log_probs(model, r.tokens, r.mask, temperature).float(), r.logp)
-        assert not torch.allclose(token_log_probs(model, r.tokens, r.mask, temperature + 0.3).float(), r.logp)
+        torch.testing.assert_close(
+            token_log_probs(model, r.tokens, r.mask, temperature).float(), r.logp)
+        assert not torch.allclose(
+            token_log_probs(model, r.tokens, r.mask, temperature + 0.3).float(), r.logp)
 
 
 def test_a_batch_samples_what_its_rows_do_one_by_one(model, sampled):
@@ -57,14 +70,21 @@ def test_a_batch_samples_what_its_rows_do_one_by_one(model, sampled):
 
 
 def test_a_prompt_that_repeats_goes_through_the_model_once(model, monkeypatch):
-    """And every row still samples what it would alone. The id 0 that pads is no part of a prompt: [5] isn't [5, 0]."""
-    prompts, shapes, hidden = [[5, 0], [1, 2, 3], [5], [5, 0], [1, 2, 3], [5, 0]], [], model.hidden
-    monkeypatch.setattr(model, "hidden", lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or hidden(tokens, *rest))
-    together = generate(model, prompts, 6, [], generator=torch.Generator().manual_seed(1)).responses()
+    """And every row still samples what it would alone. The id 0 that pads is no part of a prompt:
+    [5] isn't [5, 0]."""
+    prompts, shapes, hidden = (
+        [[5, 0], [1, 2, 3], [5], [5, 0], [1, 2, 3], [5, 0]], [], model.hidden)
+    monkeypatch.setattr(
+        model, "hidden",
+        lambda tokens, *rest: shapes.append(tuple(tokens.shape)) or hidden(tokens, *rest))
+    together = generate(
+        model, prompts, 6, [], generator=torch.Generator().manual_seed(1)).responses()
     assert shapes[0] == (3, 3) and shapes[1:] == [(6, 1)] * 5
     monkeypatch.undo()
     noise = torch.Generator().manual_seed(1)
-    assert [generate(model, [prompt], 6, [], generator=noise).responses()[0] for prompt in prompts] == together
+    assert [
+        generate(model, [prompt], 6, [], generator=noise).responses()[0]
+        for prompt in prompts] == together
 
 
 def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
@@ -73,7 +93,8 @@ def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
 
 
 def test_sampler_follows_the_distribution():
-    """Chi-square of 20,000 draws against softmax(logits / 0.7): 9 degrees of freedom, 27.9 at p = 0.001."""
+    """Chi-square of 20,000 draws against softmax(logits / 0.7): 9 degrees of freedom, 27.9 at
+    p = 0.001."""
     logits, n = torch.randn(10, generator=rng()), 20000
     tokens, logp = sample(logits.expand(n, 10), 0.7, torch.rand(n, generator=rng(1)))
     p = torch.softmax(logits / 0.7, 0)
@@ -105,7 +126,7 @@ def test_what_does_not_fit_is_refused(model):
     assert generate(model, [[1] * 28], 4, []).tokens.shape == (1, 32)
 
 
-# ------------------------------------------------------------------------------------------------------ scoring
+# ------------------------------------------------------------------------------------------ scoring
 
 def test_log_probs_are_those_of_the_full_logits(model, batch):
     tokens, mask = batch
@@ -120,13 +141,15 @@ def test_log_probs_are_those_of_the_full_logits(model, batch):
 
 def test_chunks_change_neither_values_nor_gradients(model, batch, monkeypatch):
     tokens, mask = batch
+
     def run():
         model.zero_grad()
         logp = token_log_probs(model, tokens, mask)
         (logp * torch.arange(10)).sum().backward()
         return [logp.detach()] + [p.grad.clone() for p in model.parameters()]
     whole = run()
-    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 3 * 11)                # three tokens at a time
+    # three tokens at a time
+    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 3 * 11)
     for a, b in zip(whole, run()):
         torch.testing.assert_close(a, b)
 
@@ -134,7 +157,9 @@ def test_chunks_change_neither_values_nor_gradients(model, batch, monkeypatch):
 def test_padding_and_row_order_change_nothing(model, batch):
     tokens, mask = batch
     logp = token_log_probs(model, tokens, mask)
-    padded = torch.cat((tokens, torch.full((4, 5), 7)), 1), torch.cat((mask, torch.zeros(4, 5, dtype=torch.bool)), 1)
+    padded = (
+        torch.cat((tokens, torch.full((4, 5), 7)), 1),
+        torch.cat((mask, torch.zeros(4, 5, dtype=torch.bool)), 1))
     torch.testing.assert_close(token_log_probs(model, *padded)[:, :10], logp)
     order = torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(token_log_probs(model, tokens[order], mask[order]), logp[order])
@@ -163,7 +188,8 @@ def test_value_of_a_state_is_read_before_its_action(model, batch):
     torch.nn.init.normal_(critic.score.weight)
     values = token_values(critic, tokens, mask)
     changed = tokens.clone()
-    changed[0, 5] = (changed[0, 5] + 1) % 11                                     # V(s_5) has not seen token 5; V(s_6) has
+    # V(s_5) has not seen token 5; V(s_6) has.
+    changed[0, 5] = (changed[0, 5] + 1) % 11
     moved = token_values(critic, changed, mask) != values
     assert moved[0].nonzero().min() == 6 and not moved[1:].any()
     torch.testing.assert_close(values[0, 5], critic(tokens)[0, 4])
@@ -175,12 +201,15 @@ def test_score_is_read_at_the_last_action_whatever_the_padding(model, batch):
     reward_model = ScalarModel(model)
     torch.nn.init.normal_(reward_model.score.weight)
     scores = sequence_scores(reward_model, tokens, mask)
-    torch.testing.assert_close(scores, reward_model(tokens)[torch.arange(4), torch.tensor([9, 4, 8, 7])])
-    padded = torch.cat((tokens, torch.full((4, 3), 9)), 1), torch.cat((mask, torch.zeros(4, 3, dtype=torch.bool)), 1)
+    torch.testing.assert_close(
+        scores, reward_model(tokens)[torch.arange(4), torch.tensor([9, 4, 8, 7])])
+    padded = (
+        torch.cat((tokens, torch.full((4, 3), 9)), 1),
+        torch.cat((mask, torch.zeros(4, 3, dtype=torch.bool)), 1))
     torch.testing.assert_close(sequence_scores(reward_model, *padded), scores)
 
 
-# ------------------------------------------------------------------------------------------------------ micro-batches
+# ------------------------------------------------------------------------------------ micro-batches
 
 def test_micro_batches_cover_every_row_once(batch):
     _, mask = batch
@@ -195,10 +224,13 @@ def test_micro_batches_cover_every_row_once(batch):
 def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
     from losses import count_for
     tokens, mask = batch
+
     def gradient(size, denominator):
         model.zero_grad()
         for rows, T in micro_batches(mask, size):
-            aggregate(token_log_probs(model, tokens[rows, :T], mask[rows, :T]), mask[rows, :T], mode, denominator).backward()
+            aggregate(
+                token_log_probs(model, tokens[rows, :T], mask[rows, :T]),
+                mask[rows, :T], mode, denominator).backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     aggregate(token_log_probs(model, tokens, mask), mask, mode).backward()
@@ -210,6 +242,8 @@ def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
 def test_in_micro_batches(model, batch):
     tokens, mask = batch
     logp = token_log_probs(model, tokens, mask)
-    torch.testing.assert_close(in_micro_batches(lambda *rows: token_log_probs(model, *rows), tokens, mask, 12), logp.detach())
+    torch.testing.assert_close(
+        in_micro_batches(lambda *rows: token_log_probs(model, *rows), tokens, mask, 12),
+        logp.detach())
     sums = in_micro_batches(lambda *rows: token_log_probs(model, *rows).sum(1), tokens, mask, 12)
     torch.testing.assert_close(sums, logp.sum(1).detach())

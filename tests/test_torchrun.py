@@ -1,4 +1,5 @@
-"""torchrun: two processes give the numbers of one and stop together; when one dies the other says so, and the run can be resumed."""
+"""torchrun: two processes give the numbers of one and stop together; when one dies the other says
+so, and the run can be resumed."""
 import os
 import signal
 import subprocess
@@ -7,32 +8,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import MEASURED
 
-from support import run as run_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from support.cli import RunConfig, UserError, script
-from support.run import Run, read_metrics, trained
+from conftest import MEASURED
 from kills import sample_pairs
-from support.pretrained import load_pretrained, load_scalar_model
+from support import run as run_module
+from support.cli import RunConfig, UserError, script
 from support.parallel import rank, world
+from support.pretrained import load_pretrained, load_scalar_model
+from support.run import Run, read_metrics, trained
 
 COMMON = ["--steps", "3", "--eval-every", "2", "--micro-batch-tokens", "40"]
-RL = [*COMMON, "--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels", "--max-new-tokens", "6", "--kl-target", "0.5"]
+RL = [
+    *COMMON, "--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels",
+    "--max-new-tokens", "6", "--kl-target", "0.5"]
 PAIRS = [*COMMON, "--model", "sft", "--data", "pairs.jsonl", "--batch-size", "5"]
 SFT = [*COMMON, "--model", "random", "--data", "sft.jsonl"]
-RUNS = {"sft": (train_sft, [*SFT, "--batch-size", "5"]),
-        "sft_idle": (train_sft, [*SFT, "--batch-size", "1", "--eval-problems", "1"]),                     # no row for the second process
-        "rm_sampled": (train_rm, [*COMMON, "--model", "sft", "--batch-size", "5", "--pairs", "12",
-                                  "--eval-problems", "4"]),
-        "rm": (train_rm, PAIRS), "dpo": (train_dpo, PAIRS), "kto": (train_dpo, [*PAIRS, "--loss", "kto"]),
-        "ppo": (train_ppo, [*RL, "--prompts-per-step", "7", "--critic-warmup", "1"]),
-        "grpo": (train_grpo, [*RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1", "--epochs", "2"]),
-        "grpo_idle": (train_grpo, [*RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo", "--advantage", "remax", "--kl-coef", "0.01", "--eval-problems", "1"])}
+RUNS = {
+    "sft": (train_sft, [*SFT, "--batch-size", "5"]),
+    # No row for the second process.
+    "sft_idle": (train_sft, [*SFT, "--batch-size", "1", "--eval-problems", "1"]),
+    "rm_sampled": (train_rm, [
+        *COMMON, "--model", "sft", "--batch-size", "5", "--pairs", "12", "--eval-problems", "4"]),
+    "rm": (train_rm, PAIRS),
+    "dpo": (train_dpo, PAIRS),
+    "kto": (train_dpo, [*PAIRS, "--loss", "kto"]),
+    "ppo": (train_ppo, [*RL, "--prompts-per-step", "7", "--critic-warmup", "1"]),
+    "grpo": (train_grpo, [
+        *RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1",
+        "--epochs", "2"]),
+    "grpo_idle": (train_grpo, [
+        *RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo",
+        "--advantage", "remax", "--kl-coef", "0.01", "--eval-problems", "1"])}
 
 
 def train(name, out, *more):
@@ -51,14 +62,15 @@ def in_step(n, action):
     train_grpo.generate = counted
 
 
-# ------------------------------------------------------------------------------------------------------ what torchrun starts
+# ----------------------------------------------------------------------------- what torchrun starts
 
 def rm_on_sampled_pairs_goes_on(out):
     train_rm.main(["--out", str(out / "rm_sampled"), "--resume", "--steps", "4"])
 
 
 def all_runs(out):
-    """RUNS; one that a signal to the second process ends, resumed; one that another run needs; one with a wrong reward function."""
+    """RUNS; one that a signal to the second process ends, resumed; one that another run needs; one
+    with a wrong reward function."""
     assert world() == 2
 
     def never(prompts, completions, **columns):
@@ -73,7 +85,9 @@ def all_runs(out):
     with pytest.raises(UserError, match="interrupted after step 2 and saved"):
         train("grpo", out / "stopped")
     train_grpo.main(["--out", str(out / "stopped" / "grpo"), "--resume"])
-    load_pretrained(Path(trained(str(out / "trained" / "sft"), lambda argv: train_sft.main([*RUNS["sft"][1], *argv]), RunConfig())) / "model")
+    load_pretrained(Path(trained(
+        str(out / "trained" / "sft"), lambda argv: train_sft.main([*RUNS["sft"][1], *argv]),
+        RunConfig())) / "model")
     train("grpo", out / "wrong", "--reward", "reward.py:too_few")
 
 
@@ -88,7 +102,7 @@ if __name__ == "__main__":
     script(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))
 
 
-# ------------------------------------------------------------------------------------------------------ what must come out
+# ------------------------------------------------------------------------------- what must come out
 
 @pytest.fixture(autouse=True)
 def inside(place, monkeypatch):
@@ -99,9 +113,13 @@ def inside(place, monkeypatch):
 
 def torchrun(function, out):
     """-> the lines with an error in what two processes print"""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__, function.__name__, str(out)],
-                          capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)})
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+         __file__, function.__name__, str(out)],
+        capture_output=True, text=True, timeout=120,
+        env={
+            **os.environ, "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parent.parent)})
     assert done.returncode == 1
     return [line for line in done.stderr.splitlines() if "test_torchrun.py: error: " in line]
 
@@ -110,7 +128,9 @@ def assert_same(one, two):
     """Metrics without what was measured, and weights, to rounding."""
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir())
     for row, other in zip(read_metrics(one), read_metrics(two), strict=True):
-        a, b = ({k: float(v) for k, v in r.items() if v and k not in MEASURED} for r in (row, other))
+        a, b = (
+            {k: float(v) for k, v in r.items() if v and k not in MEASURED}
+            for r in (row, other))
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
     load = load_scalar_model if one.name.startswith("rm") else load_pretrained
     weights, others = (load(run / "model")[0].state_dict() for run in (one, two))
@@ -120,7 +140,8 @@ def assert_same(one, two):
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     errors = torchrun(all_runs, two)
-    assert len(errors) == 1 and "the reward function too_few gave 1 values for 4 answers" in errors[0]
+    assert len(errors) == 1 and (
+        "the reward function too_few gave 1 values for 4 answers" in errors[0])
     for name in RUNS:
         train(name, one)
         if name == "rm_sampled":
@@ -133,7 +154,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
 def test_when_one_dies_the_other_says_so_and_one_process_goes_on(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     errors = torchrun(kill_one, two)
-    assert len(errors) == 1 and "lost another process of this run: the same command goes on from the last checkpoint with --resume" in errors[0]
+    assert len(errors) == 1 and (
+        "lost another process of this run: the same command goes on from the last checkpoint "
+        "with --resume") in errors[0]
     assert torch.load(two / "grpo" / "checkpoint.pt", weights_only=True)["step"] == 2
     train_grpo.main(["--out", str(two / "grpo"), "--resume"])
     train("grpo", one)
