@@ -1,7 +1,9 @@
-"""What the benchmarks share: interleaved timing, this machine's limits, the work that a model's pass takes, tables and JSON.
+"""What the benchmarks share: interleaved timing, this machine's limits, the work that a model's
+pass takes, tables and JSON.
 
-A limit is the larger of floating-point operations over the machine's measured matrix-product rate in that dtype, and bytes over its
-measured memory bandwidth: no program can be faster without doing less.
+A limit is the larger of floating-point operations over the machine's measured matrix-product rate
+in that dtype, and bytes over its measured memory bandwidth: no program can be faster without doing
+less.
 """
 import json
 import platform
@@ -20,7 +22,8 @@ from support.cli import setting  # noqa: E402
 @dataclass(kw_only=True)
 class BenchConfig:
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
+    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given",
+                         choices=("", "float32", "bfloat16"))
     out: str = setting("", "a JSON file for the numbers")
 
 
@@ -35,8 +38,10 @@ def clock(device) -> float:
     return time.perf_counter()
 
 
-def interleaved(contestants: dict, device, repeats: int = 5, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each function, measured in turns so that a slow minute of the machine meets all of them; warm-up left out."""
+def interleaved(contestants: dict, device, repeats: int = 5,
+                warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each function, measured in turns so that a slow minute of the machine meets all
+    of them; warm-up left out."""
     seconds = {name: [] for name in contestants}
     for i in range(warm_up + repeats):
         for name, function in contestants.items():
@@ -48,7 +53,8 @@ def interleaved(contestants: dict, device, repeats: int = 5, warm_up: int = 1) -
 
 
 def limits(device, dtype) -> tuple[float, float]:
-    """-> operations a second of a large matrix product in dtype, bytes a second of a large copy (read and written). Best of five."""
+    """-> operations a second of a large matrix product in dtype, bytes a second of a large copy
+    (read and written). Best of five."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     x = torch.empty(2 ** 28 if device.type == "cuda" else 2 ** 25, device=device)
@@ -59,7 +65,8 @@ def limits(device, dtype) -> tuple[float, float]:
 
 
 def forward_operations(model, tokens: int, scored: int, keys: float) -> float:
-    """Of a forward pass over `tokens` tokens, of which `scored` get logits, each attending to `keys` tokens on average.
+    """Of a forward pass over `tokens` tokens, of which `scored` get logits, each attending to
+    `keys` tokens on average.
 
     Two a weight and token in matrix products; the backward pass takes twice as many again."""
     config = model.config
@@ -73,14 +80,19 @@ def training_limit(model, tokens: int, scored: int, length: int, rate: float) ->
     return 3 * forward_operations(model, tokens, scored, length / 2) / rate
 
 
-def decode_limit(model, prompt_lengths: list[int], answer_lengths: list[int], itemsize: int, rate: float, bandwidth: float) -> float:
-    """Seconds that sampling takes at least: the prompts' pass, then a pass a token over the rows that have not ended."""
+def decode_limit(model, prompt_lengths: list[int], answer_lengths: list[int], itemsize: int,
+                 rate: float, bandwidth: float) -> float:
+    """Seconds that sampling takes at least: the prompts' pass, then a pass a token over the rows
+    that have not ended."""
     config = model.config
-    weights = (sum(p.numel() for p in model.layers.parameters()) + model.lm_head.weight.numel()) * itemsize
-    key_bytes = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize                    # a token's keys and values
+    weights = (sum(p.numel() for p in model.layers.parameters())
+               + model.lm_head.weight.numel()) * itemsize
+    # A token's keys and values.
+    key_bytes = 2 * config.n_layers * config.n_kv_heads * config.head_dim * itemsize
     seconds = sum(forward_operations(model, P, 1, P / 2) for P in prompt_lengths) / rate
     for i in range(1, max(answer_lengths)):
-        keys = [P + i for P, n in zip(prompt_lengths, answer_lengths) if n > i]                         # of each row still running
+        # How many tokens each row that is still running attends to.
+        keys = [P + i for P, n in zip(prompt_lengths, answer_lengths) if n > i]
         operations = forward_operations(model, len(keys), len(keys), sum(keys) / len(keys))
         seconds += max(operations / rate, (weights + sum(keys) * key_bytes) / bandwidth)
     return seconds
@@ -89,10 +101,14 @@ def decode_limit(model, prompt_lengths: list[int], answer_lengths: list[int], it
 def report(name: str, rows: list[dict], device, out: str) -> None:
     """Print a Markdown table; add what it was measured on and write it to a JSON file."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    show = lambda v: f"{v:,.0f}" if isinstance(v, float) and v >= 100 else f"{v:.3g}" if isinstance(v, float) else str(v)
+    show = lambda v: (f"{v:,.0f}" if isinstance(v, float) and v >= 100
+                      else f"{v:.3g}" if isinstance(v, float) else str(v))
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join(show(row.get(column, "")) for column in columns) + " |")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    where = (torch.cuda.get_device_name(device) if device.type == "cuda"
+             else f"{platform.machine()} CPU, {torch.get_num_threads()} threads")
     if out:
-        Path(out).write_text(json.dumps({"benchmark": name, "device": where, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
+        Path(out).write_text(json.dumps(
+            {"benchmark": name, "device": where, "torch": torch.__version__, "rows": rows},
+            indent=1) + "\n")

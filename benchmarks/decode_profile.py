@@ -1,4 +1,5 @@
-"""Where a decode step's time goes: torch's profiler over `generate` of 256 x 32 tokens with a model of the built-in size.
+"""Where a decode step's time goes: torch's profiler over `generate` of 256 x 32 tokens with a model
+of the built-in size.
 
     python benchmarks/decode_profile.py
 
@@ -11,13 +12,15 @@ from bench import BenchConfig, report
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from support.cli import parse, script, setting
-from support.models import pick_device
 from rollout import generate
 from rollout_speed import builtin_size
+from support.cli import parse, script, setting
+from support.models import pick_device
 
-KINDS = {"matrix products": ("mm", "addmm"), "attention over the cache": ("bmm", "_softmax"),
-         "copies (the cache's columns and rows)": ("copy_", "index", "index_select", "_index_put_impl_", "cat", "roll", "fill_")}
+KINDS = {"matrix products": ("mm", "addmm"),
+         "attention over the cache": ("bmm", "_softmax"),
+         "copies (the cache's columns and rows)": (
+             "copy_", "index", "index_select", "_index_put_impl_", "cat", "roll", "fill_")}
 
 
 @dataclass(kw_only=True)
@@ -31,20 +34,28 @@ def main() -> None:
     device = pick_device(config)
     model = builtin_size()[0].to(device)
     prompts = torch.randint(0, 256, (config.rows, 10)).tolist()
-    go = lambda: generate(model, prompts, config.new_tokens, [], 1.0, torch.Generator().manual_seed(0))
+    go = lambda: generate(model, prompts, config.new_tokens, [], 1.0,
+                          torch.Generator().manual_seed(0))
     go()
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as profiler:
+    with profile(activities=[
+            ProfilerActivity.CPU,
+            *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]) as profiler:
         go()
     totals = {}
     for event in profiler.key_averages():
         operation = event.key.removeprefix("aten::")
-        kind = next((kind for kind, names in KINDS.items() if operation in names), "all else: norms, rotations, activations, views")
+        kind = next((kind for kind, names in KINDS.items() if operation in names),
+                    "all else: norms, rotations, activations, views")
         time = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         seconds, calls = totals.get(kind, (0.0, 0))
         totals[kind] = (seconds + time / 1e6, calls + event.count)
     whole = sum(seconds for seconds, _ in totals.values())
-    report("decode", [{"": kind, "share": seconds / whole, "calls a token": round(calls / config.new_tokens)}
-                      for kind, (seconds, calls) in sorted(totals.items(), key=lambda item: -item[1][0])], device, config.out)
+    report("decode",
+           [{"": kind,
+             "share": seconds / whole,
+             "calls a token": round(calls / config.new_tokens)}
+            for kind, (seconds, calls) in sorted(totals.items(), key=lambda item: -item[1][0])],
+           device, config.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What log-probs add to peak memory: `token_log_probs` and its backward, against full float32 logits, on one model.
+"""What log-probs add to peak memory: `token_log_probs` and its backward, against full float32
+logits, on one model.
 
-    python benchmarks/logits_memory.py MODEL_DIR            16 x 256 tokens, on the CPU of a Linux machine
+    python benchmarks/logits_memory.py MODEL_DIR     16 x 256 tokens, on the CPU of a Linux machine
 
-Each number is the peak of the resident memory above the loaded model, of a process of its own. `layers`: forward and backward of the
-layers, without a head, with full logits, and in chunks (`checkpoint`: with --grad-checkpoint too). `states`: without layers, which is
-what the head takes, its weight's gradient included.
+Each number is the peak of the resident memory above the loaded model, of a process of its own.
+`layers`: forward and backward of the layers, without a head, with full logits, and in chunks
+(`checkpoint`: with --grad-checkpoint too). `states`: without layers, which is what the head takes,
+its weight's gradient included.
 """
 import subprocess
 import sys
@@ -43,20 +45,24 @@ def full_logits(model, tokens, mask):
 
 def memory(name: str) -> int:
     """VmRSS, now, or VmHWM, the most since it was reset; in kB."""
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return next(int(line.split()[1])
+                for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith(name))
 
 
 def peak(path: str, what: str, head: str) -> None:
     """Print MB and seconds."""
     torch.manual_seed(0)
     model, _ = load_pretrained(path, torch.float32)
-    tokens, mask = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH)), torch.ones(ROWS, LENGTH, dtype=torch.bool)
+    tokens, mask = (torch.randint(0, model.config.vocab_size, (ROWS, LENGTH)),
+                    torch.ones(ROWS, LENGTH, dtype=torch.bool))
     mask[:, 0] = False
     if what == "states":
         model = Head(model, torch.randn(ROWS, LENGTH, model.config.dim, requires_grad=True))
     elif head == "checkpoint":
         model.grad_checkpoint = True
-    Path("/proc/self/clear_refs").write_text("5")                              # VmHWM begins anew
+    # VmHWM begins anew.
+    Path("/proc/self/clear_refs").write_text("5")
     before, started = memory("VmRSS"), time.perf_counter()
     if head == "none":
         model.hidden(tokens[:, :-1]).sum().backward()
@@ -75,11 +81,13 @@ def main() -> None:
     for what in ("layers", "states"):
         found = {}
         for head in ("none", "full", "chunks", "checkpoint")[:4 if what == "layers" else 3]:
-            done = subprocess.run([sys.executable, __file__, path, what, head], capture_output=True, text=True, check=True)
+            done = subprocess.run([sys.executable, __file__, path, what, head],
+                                  capture_output=True, text=True, check=True)
             found[head], seconds = map(float, done.stdout.split())
             print(f"{what:7} {head:10} {found[head]:7.0f} MB {seconds:6.1f} s", flush=True)
         full, chunks = found["full"] - found["none"], found["chunks"] - found["none"]
-        print(f"{what:7} chunks add {chunks:.0f} MB, full logits {full:.0f} MB: {chunks / full:.2f}\n")
+        print(f"{what:7} chunks add {chunks:.0f} MB, full logits {full:.0f} MB: "
+              f"{chunks / full:.2f}\n")
 
 
 if __name__ == "__main__":

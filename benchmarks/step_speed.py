@@ -1,12 +1,16 @@
-"""Seconds of a whole training step against TRL's trainers: GRPO, DPO and SFT, the same model, prompts, batch and lengths, in turns.
+"""Seconds of a whole training step against TRL's trainers: GRPO, DPO and SFT, the same model,
+prompts, batch and lengths, in turns.
 
-    python benchmarks/step_speed.py                                         the built-in task from runs/sft, float32
+    python benchmarks/step_speed.py          the built-in task from runs/sft, float32
     python benchmarks/step_speed.py --model SmolLM2-135M --prompts 8 --dtype bfloat16
 
-A GRPO step: answers of up to --new-tokens tokens to `prompts` x 8, their rewards, reference log-probs, KL 0.01, one update. A DPO step: one
-update on 64 pairs whose reference log-probs are there already, on both sides. SFT: one update on 64 demonstrations. Both sides run as
-their users run them, train_*.py and trl.*Trainer, with AdamW and float32 weights; dtype is that of the products. A step is what our
-metrics call `seconds`, and what lies between TRL's on_step_begin and on_step_end, with two more in each run that don't count.
+A GRPO step: answers of up to --new-tokens tokens to `prompts` x 8, their rewards, reference
+log-probs, KL 0.01, one update. A DPO step: one update on 64 pairs whose reference log-probs are
+there already, on both sides. SFT: one update on 64 demonstrations.
+
+Both sides run as their users run them, train_*.py and trl.*Trainer, with AdamW and float32 weights;
+dtype is that of the products. A step is what our metrics call `seconds`, and what lies between
+TRL's on_step_begin and on_step_end, with two more in each run that don't count.
 """
 import contextlib
 import io
@@ -25,11 +29,11 @@ import train_dpo
 import train_grpo
 import train_sft
 from support.cli import parse, script, setting
-from support.models import pick_device
-from support.run import model_directory, read_metrics, trained
 from support.data import encode_prompt
-from task import demonstration, sum_problems, sum_reward
+from support.models import pick_device
 from support.pretrained import load_pretrained
+from support.run import model_directory, read_metrics, trained
+from task import demonstration, sum_problems, sum_reward
 
 WARM_UP = 2
 
@@ -46,14 +50,20 @@ class Config(BenchConfig):
 
 
 def ours(main, path: Path, flags: list[str], config) -> list[float]:
-    with contextlib.redirect_stderr(io.StringIO()):                       # the progress bar
-        main(["--out", str(path), "--overwrite", "--steps", str(config.steps + WARM_UP), "--eval-every", "0", "--eval-problems", "8",
-              "--save-every", "0", "--micro-batch-tokens", str(config.micro_batch_tokens), *flags,
-              *(["--device", config.device] if config.device else []), *(["--dtype", config.dtype] if config.dtype else [])])
+    # The progress bar goes to stderr.
+    with contextlib.redirect_stderr(io.StringIO()):
+        main(["--out", str(path), "--overwrite",
+              "--steps", str(config.steps + WARM_UP),
+              "--eval-every", "0", "--eval-problems", "8", "--save-every", "0",
+              "--micro-batch-tokens", str(config.micro_batch_tokens),
+              *flags,
+              *(["--device", config.device] if config.device else []),
+              *(["--dtype", config.dtype] if config.dtype else [])])
     return [float(row["seconds"]) for row in read_metrics(path)[WARM_UP:]]
 
 
-def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, settings: dict, config, device) -> list[float]:
+def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, settings: dict,
+           config, device) -> list[float]:
     import trl
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -67,17 +77,22 @@ def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, set
             seconds.append(clock(device) - self.started)
 
     autocast = torch.is_autocast_enabled(device.type)
-    torch.set_autocast_enabled(device.type, False)                        # the trainer switches on its own
+    # The trainer switches on its own.
+    torch.set_autocast_enabled(device.type, False)
     arguments = getattr(trl, name + "Config")(
-        output_dir=str(path), per_device_train_batch_size=batch, max_steps=config.steps + WARM_UP, learning_rate=1e-5,
-        lr_scheduler_type="constant", optim="adamw_torch_fused", bf16=autocast, use_cpu=device.type == "cpu", gradient_checkpointing=False,
-        report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True, model_init_kwargs={"dtype": "float32"}, **settings)
+        output_dir=str(path),
+        per_device_train_batch_size=batch, max_steps=config.steps + WARM_UP,
+        learning_rate=1e-5, lr_scheduler_type="constant", optim="adamw_torch_fused",
+        bf16=autocast, use_cpu=device.type == "cpu", gradient_checkpointing=False,
+        report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
+        model_init_kwargs={"dtype": "float32"}, **settings)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     reward = {"reward_funcs": sum_reward} if name == "GRPO" else {}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        trainer = getattr(trl, name + "Trainer")(model=str(model), args=arguments, train_dataset=Dataset.from_list(rows),
-                                                 processing_class=tokenizer, callbacks=[Clock()], **reward)
+        trainer = getattr(trl, name + "Trainer")(
+            model=str(model), args=arguments, train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer, callbacks=[Clock()], **reward)
         trainer.train()
     torch.set_autocast_enabled(device.type, autocast)
     return seconds[WARM_UP:]
@@ -92,9 +107,12 @@ def main() -> None:
     rng, steps = np.random.default_rng(0), config.steps + WARM_UP
     right = lambda p: demonstration(p["prompt"], rng.random() < 0.5)
     problems = sum_problems(steps * max(config.pairs, config.prompts), rng)
-    pairs = [{**p, "chosen": right(p), "rejected": str(rng.integers(298, 999))} for p in problems[:steps * config.pairs]]
-    shown = [{"prompt": p["prompt"], "completion": right(p)} for p in problems[:steps * config.pairs]]
-    length = lambda rows, *fields: sum(len(tokenizer.encode("".join(row[f] for f in fields))) + 1 for row in rows) / len(rows)
+    pairs = [{**p, "chosen": right(p), "rejected": str(rng.integers(298, 999))}
+             for p in problems[:steps * config.pairs]]
+    shown = [{"prompt": p["prompt"], "completion": right(p)}
+             for p in problems[:steps * config.pairs]]
+    length = lambda rows, *fields: sum(
+        len(tokenizer.encode("".join(row[f] for f in fields))) + 1 for row in rows) / len(rows)
 
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -102,31 +120,55 @@ def main() -> None:
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "reward.py").write_text("from task import sum_reward\n")
         flags = ["--model", str(start), "--lr", "1e-5", "--data"]
+        # name: our script and its flags; TRL's rows, batch size and settings
         work = {
-            "GRPO": (train_grpo.main, [*flags, f"{folder}/prompts.jsonl", "--reward", f"{folder}/reward.py:sum_reward",
-                                       "--prompts-per-step", str(config.prompts), "--max-new-tokens", str(config.new_tokens), "--minibatches", "1"],
-                     problems, 8 * config.prompts,
-                     {"num_generations": 8, "max_completion_length": config.new_tokens, "beta": 0.01, "temperature": 1.0, "top_k": 0}),
-            "DPO": (train_dpo.main, [*flags, f"{folder}/pairs.jsonl", "--batch-size", str(config.pairs), "--nll-coef", "0"],
-                    pairs, config.pairs, {"precompute_ref_log_probs": True}),
-            "SFT": (train_sft.main, [*flags, f"{folder}/shown.jsonl", "--batch-size", str(config.pairs)], shown, config.pairs, {})}
+            "GRPO": (
+                train_grpo.main,
+                [*flags, f"{folder}/prompts.jsonl",
+                 "--reward", f"{folder}/reward.py:sum_reward",
+                 "--prompts-per-step", str(config.prompts),
+                 "--max-new-tokens", str(config.new_tokens),
+                 "--minibatches", "1"],
+                problems, 8 * config.prompts,
+                {"num_generations": 8, "max_completion_length": config.new_tokens,
+                 "beta": 0.01, "temperature": 1.0, "top_k": 0}),
+            "DPO": (
+                train_dpo.main,
+                [*flags, f"{folder}/pairs.jsonl",
+                 "--batch-size", str(config.pairs), "--nll-coef", "0"],
+                pairs, config.pairs,
+                {"precompute_ref_log_probs": True}),
+            "SFT": (
+                train_sft.main,
+                [*flags, f"{folder}/shown.jsonl", "--batch-size", str(config.pairs)],
+                shown, config.pairs,
+                {})}
         table = []
         for name, (script_main, flags, rows, batch, settings) in work.items():
             seconds = {"this": [], "TRL": []}
             for _ in range(config.turns):
                 seconds["this"] += ours(script_main, folder / "run", flags, config)
-                seconds["TRL"] += theirs(name, folder / "trl", start, rows, batch, settings, config, device)
+                seconds["TRL"] += theirs(name, folder / "trl", start, rows, batch, settings,
+                                         config, device)
             if name == "GRPO":
                 answer = float(read_metrics(folder / "run")[-1]["response_length"])
             else:
-                answer = length(pairs, "chosen") + length(pairs, "rejected") if name == "DPO" else length(shown, "completion")
-            prompt = sum(len(encode_prompt(tokenizer, p["prompt"])) for p in problems) / len(problems) * (2 if name == "DPO" else 1)
-            # passes over all tokens: forward 1 and backward 2; GRPO samples and takes the reference's log-probs besides
+                answer = (length(pairs, "chosen") + length(pairs, "rejected") if name == "DPO"
+                          else length(shown, "completion"))
+            prompt = (sum(len(encode_prompt(tokenizer, p["prompt"])) for p in problems)
+                      / len(problems) * (2 if name == "DPO" else 1))
+            # Passes over all tokens: forward 1 and backward 2; GRPO samples and takes the
+            # reference's log-probs besides.
             passes = 5 if name == "GRPO" else 3
-            limit = passes * forward_operations(model, batch * (prompt + answer), batch * answer, (prompt + answer) / 2) / rate
+            limit = passes * forward_operations(
+                model, batch * (prompt + answer), batch * answer, (prompt + answer) / 2) / rate
             ours_median, theirs_median = median(seconds["this"]), median(seconds["TRL"])
-            table.append({"step": name, "this (s)": ours_median, "TRL (s)": theirs_median, "ratio": theirs_median / ours_median,
-                          "limit (s)": limit, "of the limit": limit / ours_median})
+            table.append({"step": name,
+                          "this (s)": ours_median,
+                          "TRL (s)": theirs_median,
+                          "ratio": theirs_median / ours_median,
+                          "limit (s)": limit,
+                          "of the limit": limit / ours_median})
     report("steps", table, device, config.out)
 
 

@@ -1,4 +1,5 @@
-"""How far a training step is from the machine's limit, and how its cost grows: forward, backward and update of `token_log_probs`.
+"""How far a training step is from the machine's limit, and how its cost grows: forward, backward
+and update of `token_log_probs`.
 
     python benchmarks/training_speed.py --model SmolLM2-135M      one size, as a share of the limit
     python benchmarks/training_speed.py --growth FIGURE.png       small models, one size varied
@@ -15,15 +16,19 @@ from bench import BenchConfig, clock, interleaved, limits, product_dtype, report
 
 import torch
 
+from model import ModelConfig, Transformer
+from rollout import token_log_probs
 from support.cli import UserError, parse, script, setting
 from support.models import pick_device
 from support.plot import save_figure
-from model import ModelConfig, Transformer
 from support.pretrained import load_pretrained
-from rollout import token_log_probs
 
-SMALL = ModelConfig(vocab_size=4096, dim=256, n_layers=4, n_heads=4, n_kv_heads=2, ffn_dim=512, max_seq_len=1024)
-GROWTH = {"rows": (8, 16, 32, 64), "tokens a row": (64, 128, 256, 512), "vocab_size": (1024, 4096, 16384, 65536), "n_layers": (2, 4, 8, 16),
+SMALL = ModelConfig(vocab_size=4096, dim=256, n_layers=4, n_heads=4, n_kv_heads=2,
+                    ffn_dim=512, max_seq_len=1024)
+GROWTH = {"rows": (8, 16, 32, 64),
+          "tokens a row": (64, 128, 256, 512),
+          "vocab_size": (1024, 4096, 16384, 65536),
+          "n_layers": (2, 4, 8, 16),
           "dim": (128, 256, 512, 1024)}
 
 
@@ -58,19 +63,24 @@ def measure(model, rows: int, length: int, rate: float, device, repeats: int) ->
 
     seconds = median(interleaved({"step": step}, device, repeats)["step"])
     limit = training_limit(model, rows * length, int(mask.sum()), length, rate)
-    return {**{f"{name} (s)": median(times[1:]) for name, times in parts.items()}, "step (s)": seconds,
-            "tokens/s": rows * length / seconds, "limit (s)": limit, "of the limit": limit / seconds}
+    return {**{f"{name} (s)": median(times[1:]) for name, times in parts.items()},
+            "step (s)": seconds,
+            "tokens/s": rows * length / seconds,
+            "limit (s)": limit,
+            "of the limit": limit / seconds}
 
 
 def draw(table: list[dict], file: str | Path) -> None:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, len(GROWTH), figsize=(16, 3.2), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(GROWTH), figsize=(16, 3.2), sharey=True,
+                                layout="constrained")
     for axis, name in zip(axes, GROWTH):
         mine = [row for row in table if row["varied"] == name]
         for column in ("step (s)", "limit (s)"):
-            axis.loglog([row["value"] for row in mine], [row[column] for row in mine], marker="o", label=column)
+            axis.loglog([row["value"] for row in mine], [row[column] for row in mine],
+                        marker="o", label=column)
         axis.set_xticks([row["value"] for row in mine], [str(row["value"]) for row in mine])
         axis.minorticks_off()
         axis.set_xlabel(name)
@@ -90,17 +100,23 @@ def main() -> None:
     rate, _ = limits(device, product_dtype(device))
     torch.manual_seed(0)
     if not config.growth:
-        model = load_pretrained(config.model, torch.float32, device)[0] if config.model else Transformer(SMALL).to(device)
+        model = (load_pretrained(config.model, torch.float32, device)[0] if config.model
+                 else Transformer(SMALL).to(device))
         row = {"model": config.model or "small", "rows": config.rows, "tokens a row": config.tokens}
-        return report("training", [row | measure(model, config.rows, config.tokens, rate, device, config.repeats)], device, config.out)
+        return report(
+            "training",
+            [row | measure(model, config.rows, config.tokens, rate, device, config.repeats)],
+            device, config.out)
     table = []
     for name, values in GROWTH.items():
         for value in values:
-            # ffn_dim grows with dim, and the heads' size, so that the model keeps its shape
-            sizes = {"dim": value, "ffn_dim": 2 * value} if name == "dim" else {name: value} if hasattr(SMALL, name) else {}
+            # ffn_dim grows with dim, and the heads' size, so that the model keeps its shape.
+            sizes = ({"dim": value, "ffn_dim": 2 * value} if name == "dim"
+                     else {name: value} if hasattr(SMALL, name) else {})
             model = Transformer(replace(SMALL, head_dim=None, **sizes)).to(device)
             rows, length = value if name == "rows" else 16, value if name == "tokens a row" else 128
-            table.append({"varied": name, "value": value} | measure(model, rows, length, rate, device, config.repeats))
+            table.append({"varied": name, "value": value}
+                         | measure(model, rows, length, rate, device, config.repeats))
     draw(table, config.growth)
     report("growth", table, device, config.out)
 

@@ -1,10 +1,12 @@
-"""The runs behind READING_CURVES.md: short, on the built-in task, healthy ones and ones made sick by a flag or two.
+"""The runs behind READING_CURVES.md: short, on the built-in task, healthy ones and ones made sick
+by a flag or two.
 
-    python docs/curves.py              runs what runs/curves doesn't hold, then writes docs/curves/curves.csv and draws docs/curves/*.png
+    python docs/curves.py              runs what runs/curves doesn't hold, then writes
+                                       docs/curves/curves.csv and draws docs/curves/*.png
     python docs/curves.py --figures    draws from curves.csv: no runs
 
-All runs together: about a quarter of an hour on one CPU core. They start from runs/sft and runs/rm, which the training scripts make first
-if they are not there. What ran to its end is not run again.
+All runs together: about a quarter of an hour on one CPU core. They start from runs/sft and runs/rm,
+which the training scripts make first if they are not there. What ran to its end is not run again.
 """
 import csv
 import subprocess
@@ -42,33 +44,59 @@ RUNS = {
     "dpo": "train_dpo.py --steps 40",
     "dpo_no_nll": "train_dpo.py --steps 40 --nll-coef 0",
 }
-LEFT_OUT = ("seconds", "samples", "kl_coef")                     # of the columns of metrics.csv: the clock's, and what the flags say
+# Of the columns of metrics.csv: the clock's, and what the flags say.
+LEFT_OUT = ("seconds", "samples", "kl_coef")
 
 # file: title; legend -> run, the healthy one first; panels (y label, column, y scale)
 REWARD, KL = ("reward", "reward", "linear"), ("exact KL (nats a token)", "kl_exact", "log")
 ENTROPY = ("entropy (nats a token)", "entropy", "log")
 FIGURES = {
-    "updates": ("GRPO: how far a step goes",
-                {"default: lr 2e-4, 2 updates a step": "grpo", "--lr 2e-3": "grpo_lr_10x", "--epochs 4: 8 updates": "grpo_4_epochs",
-                 "--minibatches 1: 1 update": "grpo_1_update"}, [REWARD, KL, ENTROPY, ("clip fraction", "clip_fraction", "linear")]),
-    "samples": ("GRPO: what the samples can teach",
-                {"default": "grpo", "--max-new-tokens 16": "grpo_short", "--temperature 2": "grpo_hot", "--temperature 0.2": "grpo_cold",
-                 "16 prompts, --group-size 2": "grpo_small"},
-                [REWARD, ("answers that ended by themselves (share)", "finished", "linear"), ENTROPY,
-                 ("groups without signal (share)", "no_signal", "linear")]),
-    "critic": ("PPO on the verifier: the critic",
-               {"default: critic lr 1e-3, warm-up 2": "ppo", "--critic-lr 3e-2, no warm-up": "ppo_critic_wild",
-                "--critic-lr 1e-6, no warm-up": "ppo_critic_still"},
-               [REWARD, ("explained variance", "explained_variance", "linear"), ("value error", "value_error", "log"),
-                ("value clip fraction", "value_clip_fraction", "linear")]),
-    "hacking": ("PPO on the reward model: pleasing it, or being right",
-                {"default: --kl-coef 0.05": "ppo_rm", "--kl-coef 0": "ppo_rm_no_kl"},
-                [("the reward model's score", "reward", "linear"), ("right answers, greedy (share)", "eval_greedy", "linear"),
-                 ("KL (nats an answer)", "answer_kl", "linear"), ("entropy (nats a token)", "entropy", "linear")]),
-    "dpo": ("DPO: a difference is asked for",
-            {"default: --nll-coef 1": "dpo", "--nll-coef 0": "dpo_no_nll"},
-            [("chosen answers: log-prob (nats)", "chosen_logp", "linear"), ("rejected answers: log-prob (nats)", "rejected_logp", "linear"),
-             ("margin", "margin", "linear"), ("pairs of the batch ranked right (share)", "accuracy", "linear")]),
+    "updates": (
+        "GRPO: how far a step goes",
+        {"default: lr 2e-4, 2 updates a step": "grpo",
+         "--lr 2e-3": "grpo_lr_10x",
+         "--epochs 4: 8 updates": "grpo_4_epochs",
+         "--minibatches 1: 1 update": "grpo_1_update"},
+        [REWARD,
+         KL,
+         ENTROPY,
+         ("clip fraction", "clip_fraction", "linear")]),
+    "samples": (
+        "GRPO: what the samples can teach",
+        {"default": "grpo",
+         "--max-new-tokens 16": "grpo_short",
+         "--temperature 2": "grpo_hot",
+         "--temperature 0.2": "grpo_cold",
+         "16 prompts, --group-size 2": "grpo_small"},
+        [REWARD,
+         ("answers that ended by themselves (share)", "finished", "linear"),
+         ENTROPY,
+         ("groups without signal (share)", "no_signal", "linear")]),
+    "critic": (
+        "PPO on the verifier: the critic",
+        {"default: critic lr 1e-3, warm-up 2": "ppo",
+         "--critic-lr 3e-2, no warm-up": "ppo_critic_wild",
+         "--critic-lr 1e-6, no warm-up": "ppo_critic_still"},
+        [REWARD,
+         ("explained variance", "explained_variance", "linear"),
+         ("value error", "value_error", "log"),
+         ("value clip fraction", "value_clip_fraction", "linear")]),
+    "hacking": (
+        "PPO on the reward model: pleasing it, or being right",
+        {"default: --kl-coef 0.05": "ppo_rm",
+         "--kl-coef 0": "ppo_rm_no_kl"},
+        [("the reward model's score", "reward", "linear"),
+         ("right answers, greedy (share)", "eval_greedy", "linear"),
+         ("KL (nats an answer)", "answer_kl", "linear"),
+         ("entropy (nats a token)", "entropy", "linear")]),
+    "dpo": (
+        "DPO: a difference is asked for",
+        {"default: --nll-coef 1": "dpo",
+         "--nll-coef 0": "dpo_no_nll"},
+        [("chosen answers: log-prob (nats)", "chosen_logp", "linear"),
+         ("rejected answers: log-prob (nats)", "rejected_logp", "linear"),
+         ("margin", "margin", "linear"),
+         ("pairs of the batch ranked right (share)", "accuracy", "linear")]),
 }
 
 
@@ -77,18 +105,21 @@ def run_what_is_missing() -> None:
         path = RUNS_PATH / name
         if not (path / "model" / "config.json").is_file():
             print(f"{name}: {command}", flush=True)
-            subprocess.run([sys.executable, *command.split(), *COMMON.split(), "--out", path, "--overwrite"], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, *command.split(), *COMMON.split(),
+                            "--out", path, "--overwrite"], cwd=ROOT, check=True)
 
 
 def export() -> None:
     """curves.csv: a row for each step of each run, four digits."""
     rows = []
     for name in RUNS:
-        rows += [{"run": name, "step": row.pop("step"), **{c: v and f"{float(v):.4g}" for c, v in row.items() if c not in LEFT_OUT}}
+        rows += [{"run": name, "step": row.pop("step"),
+                  **{c: v and f"{float(v):.4g}" for c, v in row.items() if c not in LEFT_OUT}}
                  for row in read_metrics(RUNS_PATH / name)]
     PICTURES.mkdir(exist_ok=True)
     with open(PICTURES / "curves.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, dict.fromkeys(c for row in rows for c in row), lineterminator="\n")
+        writer = csv.DictWriter(
+            f, dict.fromkeys(c for row in rows for c in row), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -103,16 +134,21 @@ def draw(folder: Path = PICTURES) -> None:
         figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.5), layout="constrained")
         for axis, (label, column, scale) in zip(axes, panels):
             for i, (legend, run) in enumerate(runs.items()):
-                points = [(int(row["step"]), float(row[column])) for row in rows if row["run"] == run and row[column]]
-                points = [(x, y) for x, y in points if scale != "log" or y > 0]                      # KL is 0 before the first update
-                axis.plot(*zip(*points), color=f"C{i}", label=legend, linewidth=3 if i == 0 else 1.6,
-                          linestyle=("-", "-", "--", "-.", ":")[i], marker="o" if column.startswith("eval") else None, markersize=4)
+                points = [(int(row["step"]), float(row[column]))
+                          for row in rows if row["run"] == run and row[column]]
+                # KL is 0 before the first update.
+                points = [(x, y) for x, y in points if scale != "log" or y > 0]
+                axis.plot(*zip(*points), color=f"C{i}", label=legend,
+                          linewidth=3 if i == 0 else 1.6,
+                          linestyle=("-", "-", "--", "-.", ":")[i],
+                          marker="o" if column.startswith("eval") else None, markersize=4)
             axis.set(xlabel="step", yscale=scale)
             axis.set_title(label, fontsize=10)
             axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
             axis.grid(alpha=0.3)
         figure.suptitle(title, fontsize=12)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(runs), fontsize=10, frameon=False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
+                      ncols=len(runs), fontsize=10, frameon=False)
         save_figure(figure, folder / f"{file}.png", [rows, FIGURES[file], draw], dpi=85)
         plt.close(figure)
 

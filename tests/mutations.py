@@ -1,11 +1,14 @@
-"""Do the tests notice? Make each well-known mistake on purpose, in a copy, and see which test fails.
+"""Do the tests notice?
+
+Make each well-known mistake on purpose, in a copy, and see which test fails.
 
     python tests/mutations.py                every mistake; status 1 if one is not noticed
     python tests/mutations.py 13 24          only these numbers
     python tests/mutations.py --table        also write docs/MISTAKES.md from what was found
 
-A mutation is a replacement of one piece of source, which must occur exactly once. Those up to 32 were found in public code; from
-33 on they were found here, or made up to see whether a script's own lines are tested.
+A mutation is a replacement of one piece of source, which must occur exactly once. Those up to 32
+were found in public code; from 33 on they were found here, or made up to see whether a script's
+own lines are tested.
 """
 import os
 import re
@@ -34,84 +37,222 @@ class Mutation:
 
 
 MUTATIONS = [
-    # -------------------------------------------------------------------------------- tokens and masks
-    Mutation("1a", "The stop token is not an action", "no gradient for ending: answers grow without bound",
-             "karpathy/nanochat#810, huggingface/trl#6357, rasbt/reasoning-from-scratch#185", "rollout.py",
-             "response_lengths[rows] += ~finished[rows]\n        finished[rows] |= torch.isin(next_tokens, stop_ids)",
-             "finished[rows] |= torch.isin(next_tokens, stop_ids)\n        response_lengths[rows] += ~finished[rows]", "test_rollout.py"),
-    Mutation("1b", "Demonstrations without their stop token", "the SFT model never ends its answers", "karpathy/nanochat#810", "support/data.py",
-             "return tokenizer.encode(completion) + [tokenizer.eos_id]", "return tokenizer.encode(completion)", "test_data.py"),
-    Mutation("2", "The mask is inferred from ids: everything that is not the padding id", "where pad and a real token share an id, real actions vanish",
-             "huggingface/trl#4974", "rollout.py", "mask = (column >= prompt_lengths[:, None]) & (column < ends)",
-             "mask = (column >= prompt_lengths[:, None]) & (tokens[:, :T] != 0)", "test_rollout.py"),
-    Mutation("3", "Padding after an answer without a stop token counts as actions", "answers seem longer than they are, and padding is trained on",
-             "volcengine/verl#3805", "rollout.py", "& (column < ends)\n    # what", "& (column < T)\n    # what", "test_rollout.py"),
-    Mutation("4", "All rows of a batch get the positions of the longest", "rows of other lengths see wrong distances", "huggingface/trl#6800", "rollout.py",
-             "positions = prompt_lengths[rows] + i", "positions = torch.full_like(rows, P + i)", "test_rollout.py"),
-    Mutation("5a", "Logits score the token they saw last, not the next", "log-probs of the wrong tokens; nothing is learned", "", "rollout.py",
-             "return model.hidden(tokens[:, :-1])[mask[:, 1:]]", "return model.hidden(tokens)[mask]", "test_rollout.py"),
-    Mutation("5b", "The critic's value of the state after the action", "the advantage already contains what the action did", "", "rollout.py",
-             "return torch.cat((torch.zeros_like(values[:, :1]), values), 1).masked_fill", "return torch.cat((values, torch.zeros_like(values[:, :1])), 1).masked_fill", "test_rollout.py"),
-    Mutation("7", "Masked inputs are overwritten in place", "what is counted or logged later is not what was given", "", "losses.py",
-             "return logp.masked_fill(off, 0) - old_logp.masked_fill(off, 0)", "return logp.masked_fill(off, 0) - old_logp.masked_fill_(off, 0)", "test_peers.py"),
-    Mutation("8", "One noise for all samples of a prompt", "all samples of a group begin alike, and no group has a signal", "", "rollout.py",
-             "noise = torch.rand(B, max_new_tokens, generator=generator)", "noise = torch.rand(1, max_new_tokens, generator=generator).expand(B, -1)", "test_rollout.py"),
-    Mutation("9", "Special-token text in a user's string becomes the special token", "a prompt can end the conversation it is in", "axolotl-ai-cloud/axolotl#1616",
-             "support/tokenizer.py", "for special in {True, token[\"special\"]}:", "for special in (True, False):", "test_data.py"),
-    # -------------------------------------------------------------------------------- log-probs
-    Mutation("10", "Temperature in sampling only", "what is scored is not what was sampled: a hidden off-policy bias", "huggingface/trl#3029, #4159", "rollout.py",
-             "logits = logits / temperature", "pass", "test_rollout.py"),
-    Mutation("11", "Log-probs computed in the model's low precision", "the ratio is not 1 on the first update", "jingyaogong/minimind#814", "losses.py",
-             "return x if x.dtype == torch.float64 else x.float()", "return x", "test_losses.py"),
-    # -------------------------------------------------------------------------------- KL
-    Mutation("13", "The difference the wrong way round", "\"KL\" goes negative, and the policy is pushed away from the reference", "huggingface/trl#925", "losses.py",
-             "return logp - ref_logp\n", "return ref_logp - logp\n", "test_losses.py"),
-    Mutation("14", "k1 as the penalty in the loss", "its expected gradient is 0: the penalty does nothing", "allenai/open-instruct#534", "losses.py",
-             "kl = kl_k3(*(x", "kl = kl_k1(*(x", "test_peers.py"),
-    Mutation("15", "The KL penalty counted on the padding", "rewards depend on how much padding there is", "", "advantages.py",
-             "penalty = -kl_coef * (logp.masked_fill(~mask, 0) - ref_logp.masked_fill(~mask, 0))", "penalty = -kl_coef * (logp - ref_logp)", "test_losses.py test_peers.py"),
-    # -------------------------------------------------------------------------------- rewards, advantages, returns
-    Mutation("16", "The score on the last column instead of the last action", "short answers get no reward at all", "huggingface/trl#3750", "advantages.py",
-             "is_last = mask & (actions_left == 1)", "is_last = torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1", "test_losses.py"),
-    Mutation("17", "A cut-off answer is verified like a finished one", "the model learns that it need not end", "huggingface/trl#1536", "support/rewards.py",
-             "scores = [score * end for score, end in zip(scores, finished)]", "pass",
+    # ----------------------------------------------------------------------------- tokens and masks
+    Mutation("1a", "The stop token is not an action",
+             "no gradient for ending: answers grow without bound",
+             "karpathy/nanochat#810, huggingface/trl#6357, rasbt/reasoning-from-scratch#185",
+             "rollout.py",
+             ("response_lengths[rows] += ~finished[rows]\n"
+              "        finished[rows] |= torch.isin(next_tokens, stop_ids)"),
+             ("finished[rows] |= torch.isin(next_tokens, stop_ids)\n"
+              "        response_lengths[rows] += ~finished[rows]"),
+             "test_rollout.py"),
+    Mutation("1b", "Demonstrations without their stop token",
+             "the SFT model never ends its answers",
+             "karpathy/nanochat#810", "support/data.py",
+             "return tokenizer.encode(completion) + [tokenizer.eos_id]",
+             "return tokenizer.encode(completion)",
              "test_data.py"),
-    Mutation("18", "GAE does not skip holes", "a tool's output between two actions adds discounting and zero values", "", "advantages.py",
-             "next_value = torch.where(mask[:, t], values[:, t], next_value)", "next_value = values[:, t]", "test_losses.py"),
-    Mutation("19", "The critic's targets from whitened advantages", "the critic learns a moving, unitless target", "", "train_ppo.py",
-             "advantages = whiten(raw_advantages, mask)", "advantages = whiten(raw_advantages, mask)\n        returns = (advantages + old_values) * mask", "test_scripts.py"),
-    Mutation("20", "Whitening shifts the mean although told not to", "the sign of a reward depends on its batch", "vwxyzjn/lm-human-preference-details", "advantages.py",
-             "return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)", "return whitened.masked_fill(~mask, 0)", "test_losses.py"),
-    Mutation("21", "Equal rewards are left to rounding and a tiny epsilon", "eight rewards of 0.7 give an advantage of 0.81", "", "advantages.py",
-             "return advantages.masked_fill(all_equal, 0).flatten()", "return (advantages * (eps and 1e4)).flatten() if all_equal.all() else advantages.flatten()", "test_losses.py"),
-    Mutation("22", "Groups interleaved instead of consecutive", "an answer is compared with answers to other prompts", "NVIDIA-NeMo/RL#3882", "advantages.py",
-             "groups = rewards.view(-1, group_size)\n", "groups = rewards.view(group_size, -1).T\n", "test_peers.py"),
-    Mutation("23", "A group of one", "an unbiased standard deviation of one number is NaN", "", "advantages.py",
-             "if group_size < 2 or rewards", "if group_size < 1 or rewards", "test_losses.py"),
-    # -------------------------------------------------------------------------------- losses
-    Mutation("24", "The clip turned round: min where the loss needs max", "negative advantages are pushed without bound; invisible while the ratio is 1",
-             "rasbt/reasoning-from-scratch#240", "losses.py", "loss = torch.maximum(unclipped, clipped)\n    is_clipped", "loss = torch.minimum(unclipped, clipped)\n    is_clipped", "test_losses.py"),
-    Mutation("25a", "The mean of micro-batch means", "long and short answers weigh differently with the micro-batch size",
-             "huggingface/trl#3021, volcengine/verl#3741, allenai/open-instruct#1161", "train_grpo.py",
-             "clip_low, clip_high, 0.0, mode, denominator)", "clip_low, clip_high, 0.0, mode)", "test_scripts.py"),
-    Mutation("25b", "The same in SFT", "as above", "huggingface/trl#2995", "train_sft.py", "denominator=mask.sum())", "denominator=mask[rows].sum())", "test_scripts.py"),
-    Mutation("26", "Dr. GRPO that still divides by each answer's length", "only one of its two changes: the length bias stays", "", "train_grpo.py",
-             '"dr_grpo":      ("grpo",      "seq-sum",', '"dr_grpo":      ("grpo",      "seq-mean",', "test_steps.py::test_grpo"),
-    Mutation("27", "IPO on summed log-probs where averaged ones are meant", "the margin's target depends on the answers' lengths", "huggingface/trl#1677", "train_dpo.py",
-             "ipo_loss(chosen / n_chosen, rejected / n_rejected, ref_chosen / n_chosen, ref_rejected / n_rejected, beta, P)", "ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, P)", "test_scripts.py"),
-    Mutation("28", "No warm-up: the critic's noise moves the policy", "garbage advantages wreck the policy before the critic has learned", "CarperAI/trlx#345", "train_ppo.py",
-             "if step >= config.critic_warmup:\n                        logp", "if True:\n                        logp", "test_scripts.py"),
-    Mutation("29", "An unfinished answer scored by the reward model", "it never saw one: answers that never end may score best", "vwxyzjn/lm-human-preference-details", "train_ppo.py",
-             "scores = torch.where(rollout.finished, scores, config.unfinished_score)", "scores = scores + 0", "test_scripts.py"),
-    Mutation("30", "Gradients clipped after each micro-batch", "the step depends on the micro-batch size", "", "train_grpo.py",
-             "                    loss.backward()\n", "                    loss.backward()\n                    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)\n", "test_scripts.py"),
-    Mutation("31", "The reward model read at the last column", "a score depends on how much padding follows", "", "rollout.py",
-             "return reward_model(tokens).gather(1, row_lengths(mask)[:, None] - 1).squeeze(1)", "return reward_model(tokens)[:, -1]", "test_rollout.py"),
-    Mutation("32", "The reference is the policy itself", "KL is 0 for ever", "", "train_grpo.py",
-             "reference = copy.deepcopy(policy if moves else autocast_copy(policy)).requires_grad_(False)", "reference = policy", "test_scripts.py"),
-    # ------------------------------------------------------------ in the scripts' own lines
+    Mutation("2", "The mask is inferred from ids: everything that is not the padding id",
+             "where pad and a real token share an id, real actions vanish",
+             "huggingface/trl#4974", "rollout.py",
+             "mask = (column >= prompt_lengths[:, None]) & (column < ends)",
+             "mask = (column >= prompt_lengths[:, None]) & (tokens[:, :T] != 0)",
+             "test_rollout.py"),
+    Mutation("3", "Padding after an answer without a stop token counts as actions",
+             "answers seem longer than they are, and padding is trained on",
+             "volcengine/verl#3805", "rollout.py",
+             "& (column < ends)\n    # what",
+             "& (column < T)\n    # what",
+             "test_rollout.py"),
+    Mutation("4", "All rows of a batch get the positions of the longest",
+             "rows of other lengths see wrong distances",
+             "huggingface/trl#6800", "rollout.py",
+             "positions = prompt_lengths[rows] + i",
+             "positions = torch.full_like(rows, P + i)",
+             "test_rollout.py"),
+    Mutation("5a", "Logits score the token they saw last, not the next",
+             "log-probs of the wrong tokens; nothing is learned",
+             "", "rollout.py",
+             "return model.hidden(tokens[:, :-1])[mask[:, 1:]]",
+             "return model.hidden(tokens)[mask]",
+             "test_rollout.py"),
+    Mutation("5b", "The critic's value of the state after the action",
+             "the advantage already contains what the action did",
+             "", "rollout.py",
+             "return torch.cat((torch.zeros_like(values[:, :1]), values), 1).masked_fill",
+             "return torch.cat((values, torch.zeros_like(values[:, :1])), 1).masked_fill",
+             "test_rollout.py"),
+    Mutation("7", "Masked inputs are overwritten in place",
+             "what is counted or logged later is not what was given",
+             "", "losses.py",
+             "return logp.masked_fill(off, 0) - old_logp.masked_fill(off, 0)",
+             "return logp.masked_fill(off, 0) - old_logp.masked_fill_(off, 0)",
+             "test_peers.py"),
+    Mutation("8", "One noise for all samples of a prompt",
+             "all samples of a group begin alike, and no group has a signal",
+             "", "rollout.py",
+             "noise = torch.rand(B, max_new_tokens, generator=generator)",
+             "noise = torch.rand(1, max_new_tokens, generator=generator).expand(B, -1)",
+             "test_rollout.py"),
+    Mutation("9", "Special-token text in a user's string becomes the special token",
+             "a prompt can end the conversation it is in",
+             "axolotl-ai-cloud/axolotl#1616", "support/tokenizer.py",
+             'for special in {True, token["special"]}:',
+             "for special in (True, False):",
+             "test_data.py"),
+    # ------------------------------------------------------------------------------------ log-probs
+    Mutation("10", "Temperature in sampling only",
+             "what is scored is not what was sampled: a hidden off-policy bias",
+             "huggingface/trl#3029, #4159", "rollout.py",
+             "logits = logits / temperature",
+             "pass",
+             "test_rollout.py"),
+    Mutation("11", "Log-probs computed in the model's low precision",
+             "the ratio is not 1 on the first update",
+             "jingyaogong/minimind#814", "losses.py",
+             "return x if x.dtype == torch.float64 else x.float()",
+             "return x",
+             "test_losses.py"),
+    # ------------------------------------------------------------------------------------------- KL
+    Mutation("13", "The difference the wrong way round",
+             '"KL" goes negative, and the policy is pushed away from the reference',
+             "huggingface/trl#925", "losses.py",
+             "return logp - ref_logp\n",
+             "return ref_logp - logp\n",
+             "test_losses.py"),
+    Mutation("14", "k1 as the penalty in the loss",
+             "its expected gradient is 0: the penalty does nothing",
+             "allenai/open-instruct#534", "losses.py",
+             "kl = kl_k3(*(x",
+             "kl = kl_k1(*(x",
+             "test_peers.py"),
+    Mutation("15", "The KL penalty counted on the padding",
+             "rewards depend on how much padding there is",
+             "", "advantages.py",
+             "penalty = -kl_coef * (logp.masked_fill(~mask, 0) - ref_logp.masked_fill(~mask, 0))",
+             "penalty = -kl_coef * (logp - ref_logp)",
+             "test_losses.py test_peers.py"),
+    # ----------------------------------------------------------------- rewards, advantages, returns
+    Mutation("16", "The score on the last column instead of the last action",
+             "short answers get no reward at all",
+             "huggingface/trl#3750", "advantages.py",
+             "is_last = mask & (actions_left == 1)",
+             "is_last = torch.arange(mask.shape[1], device=mask.device) == mask.shape[1] - 1",
+             "test_losses.py"),
+    Mutation("17", "A cut-off answer is verified like a finished one",
+             "the model learns that it need not end",
+             "huggingface/trl#1536", "support/rewards.py",
+             "scores = [score * end for score, end in zip(scores, finished)]",
+             "pass",
+             "test_data.py"),
+    Mutation("18", "GAE does not skip holes",
+             "a tool's output between two actions adds discounting and zero values",
+             "", "advantages.py",
+             "next_value = torch.where(mask[:, t], values[:, t], next_value)",
+             "next_value = values[:, t]",
+             "test_losses.py"),
+    Mutation("19", "The critic's targets from whitened advantages",
+             "the critic learns a moving, unitless target",
+             "", "train_ppo.py",
+             "advantages = whiten(raw_advantages, mask)",
+             ("advantages = whiten(raw_advantages, mask)\n"
+              "        returns = (advantages + old_values) * mask"),
+             "test_scripts.py"),
+    Mutation("20", "Whitening shifts the mean although told not to",
+             "the sign of a reward depends on its batch",
+             "vwxyzjn/lm-human-preference-details", "advantages.py",
+             "return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)",
+             "return whitened.masked_fill(~mask, 0)",
+             "test_losses.py"),
+    Mutation("21", "Equal rewards are left to rounding and a tiny epsilon",
+             "eight rewards of 0.7 give an advantage of 0.81",
+             "", "advantages.py",
+             "return advantages.masked_fill(all_equal, 0).flatten()",
+             ("return (advantages * (eps and 1e4)).flatten() if all_equal.all() "
+              "else advantages.flatten()"),
+             "test_losses.py"),
+    Mutation("22", "Groups interleaved instead of consecutive",
+             "an answer is compared with answers to other prompts",
+             "NVIDIA-NeMo/RL#3882", "advantages.py",
+             "groups = rewards.view(-1, group_size)\n",
+             "groups = rewards.view(group_size, -1).T\n",
+             "test_peers.py"),
+    Mutation("23", "A group of one",
+             "an unbiased standard deviation of one number is NaN",
+             "", "advantages.py",
+             "if group_size < 2 or rewards",
+             "if group_size < 1 or rewards",
+             "test_losses.py"),
+    # --------------------------------------------------------------------------------------- losses
+    Mutation("24", "The clip turned round: min where the loss needs max",
+             "negative advantages are pushed without bound; invisible while the ratio is 1",
+             "rasbt/reasoning-from-scratch#240", "losses.py",
+             "loss = torch.maximum(unclipped, clipped)\n    is_clipped",
+             "loss = torch.minimum(unclipped, clipped)\n    is_clipped",
+             "test_losses.py"),
+    Mutation("25a", "The mean of micro-batch means",
+             "long and short answers weigh differently with the micro-batch size",
+             "huggingface/trl#3021, volcengine/verl#3741, allenai/open-instruct#1161",
+             "train_grpo.py",
+             "clip_low, clip_high, 0.0, mode, denominator)",
+             "clip_low, clip_high, 0.0, mode)",
+             "test_scripts.py"),
+    Mutation("25b", "The same in SFT",
+             "as above",
+             "huggingface/trl#2995", "train_sft.py",
+             "denominator=mask.sum())",
+             "denominator=mask[rows].sum())",
+             "test_scripts.py"),
+    Mutation("26", "Dr. GRPO that still divides by each answer's length",
+             "only one of its two changes: the length bias stays",
+             "", "train_grpo.py",
+             '"dr_grpo":      ("grpo",      "seq-sum",',
+             '"dr_grpo":      ("grpo",      "seq-mean",',
+             "test_steps.py::test_grpo"),
+    Mutation("27", "IPO on summed log-probs where averaged ones are meant",
+             "the margin's target depends on the answers' lengths",
+             "huggingface/trl#1677", "train_dpo.py",
+             ("ipo_loss(chosen / n_chosen, rejected / n_rejected, "
+              "ref_chosen / n_chosen, ref_rejected / n_rejected, beta, P)"),
+             "ipo_loss(chosen, rejected, ref_chosen, ref_rejected, beta, P)",
+             "test_scripts.py"),
+    Mutation("28", "No warm-up: the critic's noise moves the policy",
+             "garbage advantages wreck the policy before the critic has learned",
+             "CarperAI/trlx#345", "train_ppo.py",
+             "if step >= config.critic_warmup:\n                        logp",
+             "if True:\n                        logp",
+             "test_scripts.py"),
+    Mutation("29", "An unfinished answer scored by the reward model",
+             "it never saw one: answers that never end may score best",
+             "vwxyzjn/lm-human-preference-details", "train_ppo.py",
+             "scores = torch.where(rollout.finished, scores, config.unfinished_score)",
+             "scores = scores + 0",
+             "test_scripts.py"),
+    Mutation("30", "Gradients clipped after each micro-batch",
+             "the step depends on the micro-batch size",
+             "", "train_grpo.py",
+             "                    loss.backward()\n",
+             ("                    loss.backward()\n"
+              "                    torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)\n"),
+             "test_scripts.py"),
+    Mutation("31", "The reward model read at the last column",
+             "a score depends on how much padding follows",
+             "", "rollout.py",
+             "return reward_model(tokens).gather(1, row_lengths(mask)[:, None] - 1).squeeze(1)",
+             "return reward_model(tokens)[:, -1]",
+             "test_rollout.py"),
+    Mutation("32", "The reference is the policy itself",
+             "KL is 0 for ever",
+             "", "train_grpo.py",
+             ("reference = copy.deepcopy(policy if moves else autocast_copy(policy))"
+              ".requires_grad_(False)"),
+             "reference = policy",
+             "test_scripts.py"),
+    # -------------------------------------------------------------------- in the scripts' own lines
     Mutation("33", "A run that another one trains first leaves its own precision behind",
-             "what runs is not what config.json says", "", "support/run.py",
+             "what runs is not what config.json says",
+             "", "support/run.py",
              "        pick_device(config)                                     # the nested run",
              "        pass                                     # the nested run",
              "test_scripts.py::test_a_run_that_trains_what_it_needs_keeps_its_own_precision"),
@@ -122,37 +263,45 @@ MUTATIONS = [
              "no_signal = (rewards.view(-1, G) == rewards.view(-1, G)[:, :1]).all(1)",
              "test_steps.py::test_grpo"),
     Mutation("39", "One noise for every pass over a step's answers",
-             "each pass makes the same mini-batches", "", "train_grpo.py",
+             "each pass makes the same mini-batches",
+             "", "train_grpo.py",
              'f"grpo epoch {epoch}"',
-             '"grpo epoch"', "test_steps.py::test_grpo"),
+             '"grpo epoch"',
+             "test_steps.py::test_grpo"),
     Mutation("41", "Momentum without a gradient",
-             "weights move on where nothing was learned", "", "support/run.py",
+             "weights move on where nothing was learned",
+             "", "support/run.py",
              "if 0 < norm < math.inf:\n            optimizer.step()",
              "if norm < math.inf:\n            optimizer.step()",
              "test_scripts.py::test_without_signal_the_policy_stays_where_it_is"),
     Mutation("42a", "The training pass without the sampling temperature",
              "the ratio is not 1 at first; another policy is trained than sampled",
              "", "train_grpo.py",
-             "token_log_probs(policy, tokens[micro, :T], m, config.temperature, "
-             "with_entropy=True)",
+             "token_log_probs(policy, tokens[micro, :T], m, config.temperature, with_entropy=True)",
              "token_log_probs(policy, tokens[micro, :T], m, 1.0, with_entropy=True)",
              "test_steps.py::test_grpo"),
     Mutation("42b", "The reference without the sampling temperature",
-             "a KL between policies that nothing sampled from", "", "train_grpo.py",
+             "a KL between policies that nothing sampled from",
+             "", "train_grpo.py",
              "lambda *rows: token_log_probs(model, *rows, config.temperature)",
-             "lambda *rows: token_log_probs(model, *rows, config.temperature if model is policy "
-             "else 1.0)", "test_steps.py::test_grpo"),
+             ("lambda *rows: token_log_probs(model, *rows, "
+              "config.temperature if model is policy else 1.0)"),
+             "test_steps.py::test_grpo"),
     Mutation("42c", "ReMax's baseline is the greedy answer to another prompt",
-             "more variance than without a baseline", "", "train_grpo.py",
+             "more variance than without a baseline",
+             "", "train_grpo.py",
              "greedy_scores += answers(prompts, i, 0)[1]",
              "greedy_scores += answers(prompts[1:] + prompts[:1], i, 0)[1]",
              "test_steps.py::test_grpo"),
     Mutation("42d", "Dynamic sampling keeps the first groups instead of those with a signal",
-             "it samples more, and learns from as little as before", "", "train_grpo.py",
+             "it samples more, and learns from as little as before",
+             "", "train_grpo.py",
              "used.view(-1, G)[~no_signal][:config.prompts_per_step]",
-             "used.view(-1, G)[:config.prompts_per_step]", "test_steps.py::test_grpo"),
+             "used.view(-1, G)[:config.prompts_per_step]",
+             "test_steps.py::test_grpo"),
     Mutation("42e", "The adaptive β turned round",
-             "β grows where KL is small: nothing is learned, or all is lost", "", "train_grpo.py",
+             "β grows where KL is small: nothing is learned, or all is lost",
+             "", "train_grpo.py",
              "adaptive_kl_coef(kl_coef, answer_kl, config.kl_target,",
              "adaptive_kl_coef(kl_coef, config.kl_target, answer_kl or 1e-9,",
              "test_steps.py::test_grpo"),
@@ -160,68 +309,95 @@ MUTATIONS = [
              "invisible while they are equal: DAPO's higher clip is a lower one",
              "", "train_grpo.py",
              "grpo_loss(logp, old, None, A, m, clip_low, clip_high,",
-             "grpo_loss(logp, old, None, A, m, clip_high, clip_low,", "test_steps.py::test_grpo"),
+             "grpo_loss(logp, old, None, A, m, clip_high, clip_low,",
+             "test_steps.py::test_grpo"),
     Mutation("42g", "--ref-sync N copies the policy at every step",
-             "KL is near 0 for ever", "", "train_grpo.py",
+             "KL is near 0 for ever",
+             "", "train_grpo.py",
              "config.ref_sync and (step + 1) % config.ref_sync == 0:",
-             "config.ref_sync:", "test_steps.py::test_grpo"),
+             "config.ref_sync:",
+             "test_steps.py::test_grpo"),
     Mutation("42h", "PPO without any KL penalty",
-             "the score rises, and the answers leave the language", "", "train_ppo.py",
+             "the score rises, and the answers leave the language",
+             "", "train_ppo.py",
              "token_rewards(scores, old_logp, ref_logp, mask, kl_coef)",
-             "token_rewards(scores, old_logp, old_logp, mask, kl_coef)", "test_steps.py::test_ppo"),
+             "token_rewards(scores, old_logp, old_logp, mask, kl_coef)",
+             "test_steps.py::test_ppo"),
     Mutation("42i", "γ and λ swapped",
-             "with γ = 1, as usual, λ does nothing and rewards are discounted", "", "train_ppo.py",
+             "with γ = 1, as usual, λ does nothing and rewards are discounted",
+             "", "train_ppo.py",
              "gae(rewards, old_values, mask, config.gamma, config.lam)",
-             "gae(rewards, old_values, mask, config.lam, config.gamma)", "test_steps.py::test_ppo"),
+             "gae(rewards, old_values, mask, config.lam, config.gamma)",
+             "test_steps.py::test_ppo"),
     Mutation("42j", "KTO's reference point with its sign turned",
              "clamped to 0 wherever the policy has moved: KTO without its point",
              "", "train_dpo.py",
              "kto_point = (logp - ref_logp[2]).mean()",
-             "kto_point = (ref_logp[2] - logp).mean()", "test_steps.py::test_preferences"),
+             "kto_point = (ref_logp[2] - logp).mean()",
+             "test_steps.py::test_preferences"),
     Mutation("42k", "SimPO on summed log-probs",
-             "long answers have the larger margins", "", "train_dpo.py",
+             "long answers have the larger margins",
+             "", "train_dpo.py",
              "simpo_loss(chosen / n_chosen, rejected / n_rejected,",
-             "simpo_loss(chosen, rejected,", "test_steps.py::test_preferences"),
+             "simpo_loss(chosen, rejected,",
+             "test_steps.py::test_preferences"),
     Mutation("42l", "KL in the reward, and in the loss as well",
-             "β is paid twice", "", "train_grpo.py",
+             "β is paid twice",
+             "", "train_grpo.py",
              "if kl_coef and not kl_in_reward:",
-             "if kl_coef:", "test_steps.py::test_grpo"),
+             "if kl_coef:",
+             "test_steps.py::test_grpo"),
     Mutation("42m", "The reference's moving average with its weights swapped",
-             "the reference is nearly the policy: KL is near 0 for ever", "", "train_ppo.py",
+             "the reference is nearly the policy: KL is near 0 for ever",
+             "", "train_ppo.py",
              "p_ref.data.lerp_(p.data, 1 - config.ref_ema)",
-             "p_ref.data.lerp_(p.data, config.ref_ema)", "test_steps.py::test_ppo"),
+             "p_ref.data.lerp_(p.data, config.ref_ema)",
+             "test_steps.py::test_ppo"),
     Mutation("42n", "Values are clipped around themselves",
-             "the clip of the values does nothing", "", "train_ppo.py",
+             "the clip of the values does nothing",
+             "", "train_ppo.py",
              "value_loss(new_values, old_values[micro, :T],",
-             "value_loss(new_values, new_values.detach(),", "test_steps.py::test_ppo"),
+             "value_loss(new_values, new_values.detach(),",
+             "test_steps.py::test_ppo"),
     Mutation("42o", "The critic at the actor's learning rate",
-             "it is always behind; λ below 1 is biased", "", "train_ppo.py",
+             "it is always behind; λ below 1 is biased",
+             "", "train_ppo.py",
              "lr=config.critic_lr",
-             "lr=config.lr", "test_steps.py::test_ppo"),
+             "lr=config.lr",
+             "test_steps.py::test_ppo"),
     Mutation("42p", "The mean of each pair's NLL in place of all tokens'",
-             "tokens of short answers weigh more", "", "train_dpo.py",
+             "tokens of short answers weigh more",
+             "", "train_dpo.py",
              "loss = loss - nll_coef * chosen.sum() / mask[0].sum()",
              "loss = loss - nll_coef * (chosen / n_chosen).sum() / P",
              "test_steps.py::test_preferences"),
     Mutation("42q", "A learning rate that never falls",
-             "the last steps are noise", "", "train_dpo.py",
+             "the last steps are noise",
+             "", "train_dpo.py",
              'group["lr"] = config.lr * (1 - step / config.steps)',
-             'group["lr"] = config.lr', "test_steps.py::test_preferences"),
+             'group["lr"] = config.lr',
+             "test_steps.py::test_preferences"),
     Mutation("42t", "KTO's reference point may fall below 0",
-             "it estimates a KL, which never does; answers then count as good for free", "",
-             "train_dpo.py", ".mean().clamp(min=0)", ".mean()",
+             "it estimates a KL, which never does; answers then count as good for free",
+             "", "train_dpo.py",
+             ".mean().clamp(min=0)",
+             ".mean()",
              "test_steps.py::test_preferences"),
     Mutation("42r", "Gradients are not cleared between updates",
-             "every update repeats all before it", "", "support/run.py",
+             "every update repeats all before it",
+             "", "support/run.py",
              "        optimizer.zero_grad()\n",
-             "", "test_steps.py::test_sft"),
+             "",
+             "test_steps.py::test_sft"),
     Mutation("42s", "Old log-probs taken anew before each pass",
              "the ratio is 1 at the start of each pass: nothing holds the policy back",
              "", "train_ppo.py",
              "            order = torch.randperm(len(scores),",
-             "            old_logp = in_micro_batches(lambda *rows: token_log_probs(policy, "
-             "*rows, config.temperature), tokens, mask, size)\n            order = "
-             "torch.randperm(len(scores),", "test_steps.py::test_ppo"),
+             ("            old_logp = in_micro_batches("
+              "lambda *rows: token_log_probs(policy, *rows, config.temperature), "
+              "tokens, mask, size)\n"
+              "            order = torch.randperm(len(scores),"),
+             "test_steps.py::test_ppo"),
 ]
 
 
@@ -229,12 +405,16 @@ def failing_test(tests: str, mutation: Mutation | None = None) -> str:
     """The test that fails in a copy of the project with the mutation made, or "" if none does."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("runs", ".*", "__pycache__", "docs"))
+        shutil.copytree(
+            ROOT, copy, ignore=shutil.ignore_patterns("runs", ".*", "__pycache__", "docs"))
         if mutation:
             source = (copy / mutation.file).read_text(encoding="utf-8")
-            (copy / mutation.file).write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", *(f"tests/{name}" for name in tests.split())]
-        done = subprocess.run(command, cwd=copy, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            (copy / mutation.file).write_text(
+                source.replace(mutation.old, mutation.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header",
+                   *(f"tests/{name}" for name in tests.split())]
+        done = subprocess.run(command, cwd=copy, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
         failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+::[^\s\[]+)", done.stdout, re.M)
         if done.returncode and not failed:
             raise SystemExit(f"pytest did not run:\n{done.stdout}{done.stderr}")
@@ -242,41 +422,56 @@ def failing_test(tests: str, mutation: Mutation | None = None) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    wanted = [m for m in MUTATIONS if not (names := [a for a in arguments if a != "--table"]) or m.name in names or m.name.rstrip(ascii_lowercase) in names]
+    wanted = [m for m in MUTATIONS
+              if not (names := [a for a in arguments if a != "--table"])
+              or m.name in names or m.name.rstrip(ascii_lowercase) in names]
     for m in wanted:
         if (count := (ROOT / m.file).read_text(encoding="utf-8").count(m.old)) != 1:
-            raise SystemExit(f"mutation {m.name}: its text occurs {count} times in {m.file}, expected once")
+            raise SystemExit(f"mutation {m.name}: its text occurs {count} times in {m.file}, "
+                             "expected once")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        if failed := failing_test(" ".join(sorted({name for m in wanted for name in m.tests.split()}))):
+        if failed := failing_test(
+                " ".join(sorted({name for m in wanted for name in m.tests.split()}))):
             raise SystemExit(f"{failed} fails without any mutation")
         killed = {}
         for mutation, test in zip(wanted, pool.map(lambda m: failing_test(m.tests, m), wanted)):
             killed[mutation.name] = test
-            print(f"{mutation.name:4} {mutation.mistake}: {'killed by ' + test if test else 'SURVIVED'}", flush=True)
+            print(f"{mutation.name:4} {mutation.mistake}: "
+                  f"{'killed by ' + test if test else 'SURVIVED'}", flush=True)
     survivors = [name for name, test in killed.items() if not test]
-    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mistakes noticed" + (f"; not: {', '.join(survivors)}" if survivors else ""))
+    print(f"{len(wanted) - len(survivors)} of {len(wanted)} mistakes noticed"
+          + (f"; not: {', '.join(survivors)}" if survivors else ""))
     if "--table" in arguments:
-        rows = [f"| {m.name} | {m.mistake} | {m.symptom} | {links(m.seen)} | `{m.file}` | `{killed[m.name]}` |" for m in wanted]
-        (ROOT / "docs" / "MISTAKES.md").write_text(TEXT.format(table="\n".join(rows)), encoding="utf-8")
+        rows = [f"| {m.name} | {m.mistake} | {m.symptom} | {links(m.seen)} "
+                f"| `{m.file}` | `{killed[m.name]}` |" for m in wanted]
+        (ROOT / "docs" / "MISTAKES.md").write_text(
+            TEXT.format(table="\n".join(rows)), encoding="utf-8")
     return bool(survivors)
 
 
 def links(seen: str) -> str:
-    """owner/name#1 and #2 of the same repository as links; a repository without a number as one to itself."""
+    """owner/name#1 and #2 of the same repository as links; a repository without a number as one
+    to itself."""
     found, repository = [], ""
     for word in filter(None, seen.split(", ")):
         owner, _, number = word.partition("#")
         repository = owner or repository
-        found.append(f"[{repository}{'#' + number if number else ''}](https://github.com/{repository}{'/issues/' + number if number else ''})")
+        found.append(f"[{repository}{'#' + number if number else ''}]"
+                     f"(https://github.com/{repository}{'/issues/' + number if number else ''})")
     return ", ".join(found)
 
 
+# A \ joins two lines: the page's lines are longer than those of a source file.
 TEXT = """# What goes wrong in implementations of these algorithms
 
-Each of these mistakes up to 32 was found in public code that people learn from and train with; where a thread is known, it is
-linked. Those from 33 on were found in this project's own first versions, or made up to see whether its tests would notice. None
-of them crashes: training runs, curves move, and the result is a little or very wrong. Here each is made on purpose in a copy of this
-project, and the test in the last column is the first to fail. `python tests/mutations.py --table` does that, and writes this page.
+Each of these mistakes up to 32 was found in public code that people learn from and train with; \
+where a thread is known, it is
+linked. Those from 33 on were found in this project's own first versions, or made up to see \
+whether its tests would notice. None
+of them crashes: training runs, curves move, and the result is a little or very wrong. \
+Here each is made on purpose in a copy of this
+project, and the test in the last column is the first to fail. \
+`python tests/mutations.py --table` does that, and writes this page.
 
 | | mistake | what one sees | seen in | made here in | noticed by |
 |---|---|---|---|---|---|
@@ -284,10 +479,13 @@ project, and the test in the last column is the first to fail. `python tests/mut
 
 Three mistakes of the same kind can't be made by changing a line here:
 
-* **Sampled text is decoded and tokenised again** (6), so that what is trained on is not what was sampled: huggingface/trl#5224. Rollouts
+* **Sampled text is decoded and tokenised again** (6), so that what is trained on is not what was \
+sampled: huggingface/trl#5224. Rollouts
   are ids from beginning to end; text is made only to be shown and rewarded.
-* **The sampler's log-probs serve as old log-probs** although cached decoding rounds otherwise than a full forward (12). With both in
-  float32 the difference is near 1e-6 and changes nothing; in bfloat16 it is a ratio that isn't 1. `train_grpo.py` and
+* **The sampler's log-probs serve as old log-probs** although cached decoding rounds otherwise \
+than a full forward (12). With both in
+  float32 the difference is near 1e-6 and changes nothing; in bfloat16 it is a ratio that isn't 1. \
+`train_grpo.py` and
   `train_ppo.py` take old log-probs with the function that takes the new ones.
 * **Dropout, or a reference in train mode** (11, 32): the model has no dropout.
 """
