@@ -1,9 +1,10 @@
-"""Advantage estimators: how much better an action was than what was expected. Torch only: copy the file.
+"""Advantage estimators: how much better an action was than expected. Torch only: copy the file.
 
-Every (B, T) tensor is aligned with `tokens`: column t speaks of token t. `mask` is 1 where token t is an action (sampled
-by the policy) and 0 on prompts, padding and holes (a tool's output between two actions). Estimators skip holes: the
-running sum and the next value pass through them unchanged, with no discount. Off the mask inputs may hold any finite
-number and outputs are 0. Shapes that differ are a ValueError.
+Every (B, T) tensor is aligned with `tokens`: column t speaks of token t. `mask` is 1 where token t
+is an action (sampled by the policy) and 0 on prompts, padding and holes (a tool's output between
+two actions). Estimators skip holes: the running sum and the next value pass through them unchanged,
+with no discount. Off the mask inputs may hold any finite number and outputs are 0. Shapes that
+differ are a ValueError.
 """
 import torch
 from torch import Tensor
@@ -12,15 +13,18 @@ from torch import Tensor
 def _same_shape(**tensors):
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError("shapes differ: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"shapes differ: {found}")
 
 
-def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Rewards of RLHF: a KL penalty at every action and the score of the whole answer at the last one. -> (B, T)
+def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor,
+                  kl_coef: float) -> Tensor:
+    """Rewards of RLHF: a KL penalty at every action, the answer's score at the last one. -> (B, T)
 
     r_t = -kl_coef * (log π(a_t|s_t) - log π_ref(a_t|s_t)) + [t is the row's last action] * score
 
-    scores (B,); logp, ref_logp, mask (B, T). Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, spread over the tokens.
+    scores (B,); logp, ref_logp, mask (B, T). Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, spread
+    over the tokens.
     """
     _same_shape(logp=logp, ref_logp=ref_logp, mask=mask)
     _same_shape(scores=scores, rows=mask[:, 0])
@@ -32,10 +36,13 @@ def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor, 
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """G_t = r_t + γ G_{t+1}: the Monte Carlo return from each action on. (B, T) -> (B, T). Sutton & Barto, eq. 3.9."""
+    """G_t = r_t + γ G_{t+1}: the Monte Carlo return from each action on. (B, T) -> (B, T)
+
+    Sutton & Barto, eq. 3.9."""
     _same_shape(rewards=rewards, mask=mask)
     mask = mask.bool()
-    returns, running = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    returns = torch.zeros_like(rewards)
+    running = torch.zeros_like(rewards[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
         running = torch.where(mask[:, t], rewards[:, t] + gamma * running, running)
         returns[:, t] = running
@@ -44,20 +51,22 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95,
         bootstrap: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation, as a reverse loop. -> advantages (B, T), returns (B, T). Not whitened.
+    """Generalised advantage estimation, a reverse loop. -> advantages, returns (B, T). Not whitened.
 
     δ_t = r_t + γ V(s_{t+1}) - V(s_t)          the TD error
-    A_t = δ_t + γλ A_{t+1}                     λ=0: one-step TD;  λ=1: Monte Carlo return minus V(s_t)
+    A_t = δ_t + γλ A_{t+1}                     λ=0: one-step TD;  λ=1: Monte Carlo return - V(s_t)
     returns = A + V                            the critic's target (TD(λ)), from raw advantages
 
-    values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): the value of the state after the row's last
-    action; 0 (and None) says that the episode ended there. Schulman et al. 2016 (arXiv:1506.02438), eq. 16.
+    values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): the value of the
+    state after the row's last action; 0 (and None) says that the episode ended there. Schulman et
+    al. 2016 (arXiv:1506.02438), eq. 16.
     """
     _same_shape(rewards=rewards, values=values, mask=mask)
     next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap
     _same_shape(bootstrap=next_value, rows=mask[:, 0])
     mask = mask.bool()
-    advantages, running = torch.zeros_like(values), torch.zeros_like(values[:, 0])
+    advantages = torch.zeros_like(values)
+    running = torch.zeros_like(values[:, 0])                        # (B,)
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         running = torch.where(mask[:, t], delta + gamma * lam * running, running)
@@ -70,8 +79,9 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) over all actions of the batch. (B, T) -> (B, T)
 
-    Unbiased variance. shift_mean=False keeps the mean, so that the sign of a reward does not depend on its batch. Fewer
-    than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13 and 18.
+    Unbiased variance. shift_mean=False keeps the mean, so that the sign of a reward does not depend
+    on its batch. Fewer than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13
+    and 18.
     """
     _same_shape(x=x, mask=mask)
     mask = mask.bool()
@@ -79,23 +89,29 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) 
         return torch.zeros_like(x)
     var, mean = torch.var_mean(x[mask])
     whitened = (x.masked_fill(~mask, 0) - mean) * torch.rsqrt(var + eps)
-    return (whitened if shift_mean else whitened + mean).masked_fill(~mask, 0)
+    if not shift_mean:
+        whitened = whitened + mean
+    return whitened.masked_fill(~mask, 0)
 
 
 def _groups(rewards: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """(B,) -> (B / G, G), and which groups hold one reward only (B / G, 1). Groups are rollouts in order, not texts."""
+    """(B,) -> (B / G, G), and which groups hold one reward only (B / G, 1).
+
+    Groups are rollouts in order, not texts."""
     if group_size < 2 or rewards.dim() != 1 or len(rewards) % group_size:
-        raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of {group_size} (2 or more)")
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of "
+                         f"{group_size} (2 or more)")
     groups = rewards.view(-1, group_size)
     return groups, (groups == groups[:, :1]).all(1, keepdim=True)
 
 
-def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True, eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean) / (std + eps) within each group of consecutive samples of one prompt. (B,) -> (B,)
+def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True,
+                    eps: float = 1e-4) -> Tensor:
+    """A_i = (r_i - mean) / (std + eps) within each group of consecutive answers. (B,) -> (B,)
 
-    scale=False leaves out the standard deviation: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), the unbiased half.
-    Unbiased std. A group of equal rewards has advantage exactly 0: rounding must not be divided by eps.
-    Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2.
+    scale=False leaves out the standard deviation: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), the
+    unbiased half. Unbiased std. A group of equal rewards has advantage exactly 0: rounding must not
+    be divided by eps. Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2.
     """
     groups, all_equal = _groups(rewards, group_size)
     advantages = groups - groups.mean(1, keepdim=True)
@@ -105,20 +121,25 @@ def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True, eps: f
 
 
 def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
-    """A_i = r_i - mean of the *other* rewards of the group: a baseline that does not depend on the sample itself, hence
-    unbiased. (B,) -> (B,). Kool et al. 2019; Ahmadian et al. 2024 (arXiv:2402.14740), eq. 8."""
+    """A_i = r_i - mean of the *other* rewards of the group. (B,) -> (B,)
+
+    A baseline that does not depend on the sample itself, hence unbiased. Kool et al. 2019; Ahmadian
+    et al. 2024 (arXiv:2402.14740), eq. 8."""
     groups, all_equal = _groups(rewards, group_size)
     others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
     return (groups - others).masked_fill(all_equal, 0).flatten()
 
 
 def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
-    """A = r(sample) - r(greedy answer to the same prompt). (B,), (B,) -> (B,). ReMax, Li et al. 2024 (arXiv:2310.10505)."""
+    """A = r(sample) - r(greedy answer to the same prompt). (B,), (B,) -> (B,)
+
+    ReMax, Li et al. 2024 (arXiv:2310.10505)."""
     _same_shape(rewards=rewards, greedy_rewards=greedy_rewards)
     return rewards - greedy_rewards
 
 
 def reinforce_pp_advantages(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
-    """Returns of token rewards (score and KL penalty, see `token_rewards`), whitened over the batch instead of a group.
-    (B, T) -> (B, T). REINFORCE++, Hu et al. 2025 (arXiv:2501.03262)."""
+    """Returns of token rewards, whitened over the batch instead of a group. (B, T) -> (B, T)
+
+    Of score and KL penalty, see `token_rewards`. REINFORCE++, Hu et al. 2025 (arXiv:2501.03262)."""
     return whiten(discounted_returns(rewards, mask, gamma), mask)

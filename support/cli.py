@@ -4,24 +4,23 @@ import contextlib
 import json
 import math
 import os
-import signal
 import sys
-import traceback
 import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import torch.distributed as dist
-
-from support.parallel import rank
+from support import parallel
 
 # On --resume. Memory is what people turn down after they ran out of it: it changes no result.
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "micro_batch_tokens",
               "grad_checkpoint", "resume", "overwrite"}
+GO_ON = "the same command goes on from the last checkpoint with --resume, if there is one"
 
 
 class UserError(Exception):
-    """Something that the user can put right: printed as one line. Exit status 2, or 1 if it came up while training."""
+    """Something that the user can put right: printed as one line.
+
+    Exit status 2, or 1 if it came up while training."""
 
     def __init__(self, message, status: int = 2):
         super().__init__(message)
@@ -29,22 +28,30 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's error says, without the pages that follow; of a state dict, the first thing that is wrong with it."""
+    """What a library's error says, without the pages that follow.
+
+    Of a state dict, the first thing that is wrong with it."""
     return " ".join(str(error).split("\n")[:2])[:200]
 
 
 @contextlib.contextmanager
 def user_errors():
-    """Around the reading of what a user gave: turns its errors, which name file and field, into one line."""
+    """Around the reading of what a user gave, or as a decorator of a function that reads it: turns
+    its errors, which name file and field, into one line."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise UserError(str(error).replace("\n", " ")) from error
 
 
+# ------------------------------------------------------------------------------------ settings
+
 def setting(default, help: str, low=None, high=None, choices=None):
-    """A field of a Config: its default, its line in --help, and what values it may have (low and high are allowed themselves)."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    """A field of a Config: its default, its line in --help, and what values it may have.
+
+    low and high are allowed themselves."""
+    metadata = {"help": help, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -54,15 +61,24 @@ class RunConfig:
     model: str = setting("", "a Hugging Face or run directory to start from, instead of runs/sft")
     data: str = setting("", "a JSONL file, instead of the built-in task")
     seed: int = setting(0, "seeds everything random, together with the step", low=0)
-    micro_batch_tokens: int = setting(8192, "tokens that go through the model at once: memory and speed, never the result", low=1)
-    grad_checkpoint: bool = setting(False, "compute each layer again in the backward pass: less memory, a third slower, the same result")
+    micro_batch_tokens: int = setting(
+        8192, "tokens that go through the model at once: memory and speed, never the result", low=1)
+    grad_checkpoint: bool = setting(
+        False, "compute each layer again in the backward pass: less memory, a third slower, "
+        "the same result")
     eval_every: int = setting(10, "steps between evaluations; 0: only at the end", low=0)
     eval_problems: int = setting(512, "fresh problems that an evaluation uses", low=1)
     save_every: int = setting(20, "steps between checkpoints; 0: only at the end", low=0)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
+    dtype: str = setting(
+        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given",
+        choices=("", "float32", "bfloat16"))
     resume: bool = setting(False, "continue the run in --out from its last checkpoint")
     overwrite: bool = setting(False, "remove the run that --out holds, and nothing else in it")
+
+
+def run_path(config) -> Path:
+    return Path(config.out or f"runs/{config.algorithm}")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -70,30 +86,15 @@ class OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def _convert(f, kind):
-    """The argparse type of a field: a number that is finite and in range."""
-    def convert(text):
-        value, (low, high) = kind(text), (f.metadata["low"], f.metadata["high"])
-        if kind is float and not math.isfinite(value) or low is not None and value < low or high is not None and value > high:
-            bounds = " and ".join(f"at {word} {bound}" for word, bound in (("least", low), ("most", high)) if bound is not None)
-            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {bounds or 'a finite number'}")
-        return value
-    convert.__name__ = kind.__name__                          # argparse says "invalid float value: 'x'"
-    return convert
-
-
 def parse(Config, doc: str, argv=None):
-    """The command line as a Config. On --resume, settings come from the run's config.json and a flag that differs is refused."""
+    """The command line as a Config.
+
+    On --resume, settings come from the run's config.json, and a flag that differs is refused."""
+    parser = OneLineParser(description=doc, allow_abbrev=False,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     hints = typing.get_type_hints(Config)
-    parser = OneLineParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for f in fields(Config):
-        flag, help = "--" + f.name.replace("_", "-"), f"{f.metadata['help']} [{'-' if f.default in ('', None) else f.default}]".replace("%", "%%")
-        kind = next(t for t in (typing.get_args(hints[f.name]) or (hints[f.name],)) if t is not type(None))
-        if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help)
-        else:
-            parser.add_argument(flag, type=_convert(f, kind), choices=f.metadata["choices"], default=argparse.SUPPRESS, help=help,
-                                metavar=None if f.metadata["choices"] else kind.__name__.upper())
+        _add_flag(parser, f, hints[f.name])
     given = vars(parser.parse_args(argv))
     config = Config(**given)
     if given.get("resume") and hasattr(config, "out"):
@@ -103,65 +104,114 @@ def parse(Config, doc: str, argv=None):
     return config
 
 
+def _add_flag(parser, f, hint) -> None:
+    """The flag of a Config's field. `hint`: its type, or `type | None`."""
+    flag = flag_of(f.name)
+    default = "-" if f.default in ("", None) else f.default
+    help = f"{f.metadata['help']} [{default}]".replace("%", "%%")
+    kind = next(t for t in typing.get_args(hint) or (hint,) if t is not type(None))
+    choices = f.metadata["choices"]
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction,
+                            default=argparse.SUPPRESS, help=help)
+    else:
+        parser.add_argument(flag, type=_convert(f, kind), choices=choices,
+                            metavar=None if choices else kind.__name__.upper(),
+                            default=argparse.SUPPRESS, help=help)
+
+
+def _convert(f, kind):
+    """The argparse type of a field: a number that is finite and in range, or a text."""
+    low, high = f.metadata["low"], f.metadata["high"]
+    bounds = []
+    if low is not None:
+        bounds.append(f"at least {low}")
+    if high is not None:
+        bounds.append(f"at most {high}")
+
+    def convert(text):
+        value = kind(text)
+        infinite = kind is float and not math.isfinite(value)
+        too_low = low is not None and value < low
+        too_high = high is not None and value > high
+        if infinite or too_low or too_high:
+            expected = " and ".join(bounds) or "a finite number"
+            raise argparse.ArgumentTypeError(f"{text} is out of range, expected {expected}")
+        return value
+    # argparse then says "invalid float value: 'x'".
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def flag_of(name: str) -> str:
+    """kl_coef -> --kl-coef"""
+    return "--" + name.replace("_", "-")
+
+
 def refuse(given: dict, *names: str, why: str) -> None:
-    """UserError if one of these settings was given: a flag that can have no effect is not accepted in silence."""
+    """UserError if one of these settings was given: a flag that can have no effect is not accepted
+    in silence."""
     for name in names:
         if name in given:
-            raise UserError(f"--{name.replace('_', '-')} has no effect {why}")
-
-
-def run_path(config) -> Path:
-    return Path(config.out or f"runs/{config.algorithm}")
+            raise UserError(f"{flag_of(name)} has no effect {why}")
 
 
 def resumed(config, given: dict):
     """The settings of the run in --out, with the flags given now where they may change."""
-    file = run_path(config) / "config.json"
+    path = run_path(config)
+    file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{run_path(config)}: nothing to resume, found no config.json")
+        raise UserError(f"{path}: nothing to resume, found no config.json")
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         if saved.pop("algorithm") != config.algorithm:
             raise ValueError("another algorithm")
-        # Run compares the inputs, so each must have its digest. A run of before they were noted has none.
+        # Run compares the inputs, so each must have its digest. A run of before they were noted
+        # has none.
         for note in saved.pop("inputs", {}).values():
             note["sha256"]
         old = type(config)(**{**saved, "out": config.out})
     except (ValueError, TypeError, AttributeError, KeyError, OSError, RecursionError) as error:
-        raise UserError(f"{file}: not the settings of a run of {config.algorithm}: {error!r}") from error
-    differ = [f"--{name.replace('_', '-')} is {value!r}, but the run in {run_path(config)} was started with {getattr(old, name)!r}"
-              for name, value in given.items() if name not in MAY_CHANGE and value != getattr(old, name)]
-    if differ:
-        raise UserError("; ".join(differ))
+        raise UserError(f"{file}: not the settings of a run of {config.algorithm}: "
+                        f"{error!r}") from error
+    differences = []
+    for name, value in given.items():
+        before = getattr(old, name)
+        if name not in MAY_CHANGE and value != before:
+            differences.append(f"{flag_of(name)} is {value!r}, but the run in {path} was started "
+                               f"with {before!r}")
+    if differences:
+        raise UserError("; ".join(differences))
     return replace(old, **given)
 
 
-def script(main) -> None:
-    """Run a script's main() from the shell: what a user can put right is one line and status 2, or 1 once training has begun.
+# ------------------------------------------------------------------------------------ scripts
 
-    Under torchrun, a process whose peer has ended fails as well: the first one to fail says why, and it alone."""
-    store = None
-    if dist.is_torchelastic_launched():
-        store, this, n = next(dist.rendezvous("env://"))
-        dist.init_process_group(store=store, rank=this, world_size=n)                 # NCCL for tensors on a GPU, gloo for all others
-        signal.signal(signal.SIGTERM, lambda *_: None)      # torchrun sends it to the others when one has ended, before they could say so
-        if rank() > 0:
-            sys.stdout = open(os.devnull, "w")
+def script(main) -> None:
+    """Run a script's main() from the shell: what a user can put right is one line and status 2,
+    or 1 once training has begun.
+
+    Under torchrun, a process whose peer has ended fails as well: the first one to fail says why,
+    and it alone."""
+    store = parallel.join_processes()
+    if parallel.rank() > 0:
+        sys.stdout = open(os.devnull, "w")
 
     def end(message, status):
-        if store is None or store.add("ended", 1) == 1:
+        if parallel.is_first_to_end(store):
             print(message, file=sys.stderr, flush=True)
         sys.exit(status)
-    name, go_on = Path(sys.argv[0]).name, "the same command goes on from the last checkpoint with --resume, if there is one"
+
+    name = Path(sys.argv[0]).name
     try:
         main()
     except UserError as error:
         end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
-        end(f"\nstopped at once: {go_on}", 130)
+        end(f"\nstopped at once: {GO_ON}", 130)
     except RuntimeError as error:
-        if not Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(Path(dist.__file__).parent):
+        if not parallel.is_lost_peer(error):
             raise
-        end(f"\n{name}: error: lost another process of this run: {go_on} (torch.distributed: {first_line(error)})", 1)
-    if store is not None:
-        dist.destroy_process_group()
+        end(f"\n{name}: error: lost another process of this run: {GO_ON} "
+            f"(torch.distributed: {first_line(error)})", 1)
+    parallel.leave_processes(store)

@@ -1,4 +1,4 @@
-"""Device, precision and randomness, and copies of models that are not trained."""
+"""Device, precision and randomness; copies of a model that don't learn."""
 import copy
 import resource
 import sys
@@ -16,26 +16,37 @@ from support.parallel import world
 def pick_device(config) -> torch.device:
     """The device of --device; switches autocast on for all that follows if --dtype is bfloat16.
 
-    Parameters stay float32: bfloat16 keeps 8 bits, so an Adam update of less than 1/512 of its weight would vanish in rounding."""
-    name = config.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and world() == 1 else "cpu")
+    Parameters stay float32: bfloat16 keeps 8 bits, so an Adam update of less than 1/512 of its
+    weight would vanish in rounding."""
+    name = config.device
+    if not name and torch.cuda.is_available():
+        name = "cuda"
+    elif not name and torch.backends.mps.is_available() and world() == 1:
+        name = "mps"
     try:
         if name == "cuda" and world() > 1:
-            torch.cuda.set_device(name := f"cuda:{dist.get_node_local_rank()}")
-        device = torch.device(name)
+            name = f"cuda:{dist.get_node_local_rank()}"
+            torch.cuda.set_device(name)
+        device = torch.device(name or "cpu")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):                            # not the name of a device, or torch was built without it
+    except (RuntimeError, AssertionError):
+        # It is not the name of a device, or torch was built without it.
         raise UserError(f"--device {name}: not available here, expected cuda, mps or cpu") from None
-    torch.set_autocast_enabled(device.type, (config.dtype or ("float32" if device.type == "cpu" else "bfloat16")) == "bfloat16")
+    dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    torch.set_autocast_enabled(device.type, dtype == "bfloat16")
     torch.set_autocast_dtype(device.type, torch.bfloat16)
-    torch.set_autocast_cache_enabled(False)                           # a cached copy of a weight would outlive its update
+    # A cached copy of a weight would outlive its update.
+    torch.set_autocast_cache_enabled(False)
     return device
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory that this process ever held: on a CUDA device its tensors, else all that is resident (on a Mac, MPS included)."""
+    """The most memory that this process ever held: on a CUDA device its tensors, else all that is
+    resident (on a Mac, MPS included)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2 ** 20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 20 if sys.platform == "darwin" else 2 ** 10)
+    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def numpy_rng(seed: int, step: int, purpose: str) -> np.random.Generator:
@@ -44,23 +55,60 @@ def numpy_rng(seed: int, step: int, purpose: str) -> np.random.Generator:
 
 
 def torch_rng(seed: int, step: int, purpose: str) -> torch.Generator:
+    """The same for torch, on the CPU."""
     return torch.Generator().manual_seed(int(numpy_rng(seed, step, purpose).integers(2 ** 63)))
 
 
-def autocast_copy(model: nn.Module) -> nn.Module:
-    """Under bfloat16 autocast, the model with its matrices in bfloat16; without autocast, the model itself. Not for training.
+def copy_for_inference(model: nn.Module) -> nn.Module:
+    """Under bfloat16 autocast, the model with its matrices in bfloat16; else the model itself.
 
-    Autocast rounds float32 matrices anew in every product, so that each decoded token would read them all in float32. The copy
-    computes the same, bit for bit: what autocast leaves in float32 (embeddings, norms, the scalar head) is shared with the model."""
+    Autocast rounds float32 matrices anew in every product, so that each decoded token would read
+    them all in float32. The copy computes the same, bit for bit: what autocast leaves in float32
+    (embeddings, norms, the scalar head) is shared with the model."""
     device = next(model.parameters()).device.type
     if not torch.is_autocast_enabled(device):
         return model
+    dtype = torch.get_autocast_dtype(device)
 
-    def rounded(module, name=""):
+    def rounded(module: nn.Module, name: str = "") -> nn.Module:
         twin = copy.copy(module)
-        twin._modules = {name: rounded(child, name) for name, child in module._modules.items()}
+        twin._modules = {child_name: rounded(child, child_name)
+                         for child_name, child in module._modules.items()}
         if isinstance(module, nn.Linear) and name != "score":
-            twin._parameters = {name: p if p is None else nn.Parameter(p.detach().to(torch.get_autocast_dtype(device)), requires_grad=False)
-                                for name, p in module._parameters.items()}
+            twin._parameters = {}
+            for parameter_name, p in module._parameters.items():
+                if p is not None:
+                    p = nn.Parameter(p.detach().to(dtype), requires_grad=False)
+                twin._parameters[parameter_name] = p
         return twin
     return rounded(model)
+
+
+class Reference:
+    """The model that KL is measured to: a copy of the policy, frozen as it was at the start.
+
+    With ref_ema it follows the policy, ref = ema * ref + (1 - ema) * policy after every step; with
+    ref_sync it becomes a copy of the policy every so many steps."""
+
+    def __init__(self, policy: nn.Module, config):
+        self.ema = config.ref_ema
+        self.sync_every = config.ref_sync
+        self.moves = bool(self.ema or self.sync_every)
+        # A reference that moves is in float32: bfloat16 would swallow its small steps.
+        model = policy if self.moves else copy_for_inference(policy)
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, policy: nn.Module, step: int) -> None:
+        """Move, if it is time to after this step, which counts from 0."""
+        if self.ema or self.sync_every and (step + 1) % self.sync_every == 0:
+            for p_ref, p in zip(self.model.parameters(), policy.parameters()):
+                p_ref.lerp_(p, 1 - self.ema)                            # a copy, where ema is 0
+
+    def state_dict(self) -> dict:
+        """What a checkpoint needs: nothing, where the start model says it all."""
+        return self.model.state_dict() if self.moves else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.moves:
+            self.model.load_state_dict(state)

@@ -1,31 +1,121 @@
-"""Several processes of one run, as torchrun starts them. Each has the whole batch, and computes a share of its rows."""
-import functools
+"""Several processes of one run, as torchrun starts them; with one, nothing here does anything.
 
+Each process holds the models and the whole batch, and computes a share of its rows. Of an algorithm
+four calls know of it: `generate` and `map_micro_batches`, which share rows out and gather what comes
+of them, `my_rows` of a mini-batch, and `sum_gradients` after it.
+"""
+import functools
+import signal
+import traceback
+from pathlib import Path
+
+import torch
 import torch.distributed as dist
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rollout as rollout_module
+from rollout import Rollout
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """The processes of this run. Each has the whole batch, and computes a share of its rows."""
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def summed(x):
-    """The sum over all processes of a tensor (in place), a number, or each number in a dict, whose entries a process may lack."""
-    if world() > 1 and isinstance(x, Tensor):
-        dist.all_reduce(x)
-    elif world() > 1:
-        dist.all_gather_object(parts := [None] * world(), x)
-        x = {name: sum(part.get(name, 0.0) for part in parts) for name in parts[0]} if isinstance(x, dict) else sum(parts)
-    return x
+# ------------------------------------------------------------------------- sampling and scoring
 
+def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: float,
+             generator: torch.Generator | None, micro_batch_tokens: int) -> Rollout:
+    """As in rollout.py, each process its block of the prompts; all have all answers.
+
+    The noise of a row is what it is in one process."""
+    n = len(prompts)
+    noise = torch.rand(n, max_new_tokens, generator=generator)
+    rollout = rollout_module.generate(model, my_block(prompts), max_new_tokens, stop_ids,
+                                      temperature, noise=my_block(noise),
+                                      micro_batch_tokens=micro_batch_tokens)
+    if world() == 1:
+        return rollout
+    T = torch.tensor(rollout.tokens.shape[1], device=rollout.tokens.device)
+    dist.all_reduce(T, dist.ReduceOp.MAX)
+    gathered = {}
+    for name, x in vars(rollout).items():
+        if x.dim() == 2:
+            x = F.pad(x, (0, int(T) - x.shape[1]))
+        gathered[name] = gather(x, n)
+    return Rollout(**gathered)
+
+
+def map_micro_batches(function, model, tokens: Tensor, mask: Tensor, max_tokens: int,
+                      *more) -> Tensor:
+    """As in rollout.py, each process its block of the rows; all have the results of all."""
+    result = rollout_module.map_micro_batches(function, model, my_block(tokens), my_block(mask),
+                                              max_tokens, *more)
+    return gather(result, len(mask))
+
+
+def my_block(rows):
+    """This process's block of consecutive rows, of a list or a tensor.
+
+    Where there are fewer rows than processes, each process has all of them."""
+    n = len(rows)
+    if n < world():
+        return rows
+    return rows[n * rank() // world():n * (rank() + 1) // world()]
+
+
+def gather(x: Tensor, n: int) -> Tensor:
+    """The blocks (b, ...) of all processes as one tensor (n, ...), on all of them."""
+    if world() == 1 or n < world():
+        return x
+    whole = x.new_zeros(n, *x.shape[1:])
+    my_block(whole).copy_(x)
+    dist.all_reduce(whole)
+    return whole
+
+
+# ------------------------------------------------------------------------------- gradients: sum
+
+def my_rows(rows: Tensor) -> Tensor:
+    """This process's share of the rows of a mini-batch. It may be empty."""
+    return rows[rank()::world()]
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Add up the gradients of all processes. Each has the part of its rows, or none."""
+    if world() == 1:
+        return
+    for p in model.parameters():
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+
+
+def all_reduce_sum(x):
+    """The sum over all processes of a number, or of each number in a dict.
+
+    An entry of a dict may be missing in some processes: it counts as 0."""
+    if world() == 1:
+        return x
+    parts = [None] * world()
+    dist.all_gather_object(parts, x)
+    if not isinstance(x, dict):
+        return sum(parts)
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+# ------------------------------------------------------------------------------- the processes
 
 def on_rank_0(function):
-    """Decorator for what writes files, costs, or is random: only the first process calls the function, all get its result."""
+    """Decorator for what writes files, costs, or is random: only the first process calls the
+    function, and all get its result."""
     @functools.wraps(function)
     def call(*arguments, **named):
         result = [function(*arguments, **named) if rank() == 0 else None]
@@ -33,3 +123,31 @@ def on_rank_0(function):
             dist.broadcast_object_list(result)
         return result[0]
     return call
+
+
+def join_processes():
+    """Under torchrun, find the other processes. -> what `is_first_to_end` takes; else None."""
+    if not dist.is_torchelastic_launched():
+        return None
+    store, this, n = next(dist.rendezvous("env://"))
+    # NCCL for tensors on a GPU, gloo for all others.
+    dist.init_process_group(store=store, rank=this, world_size=n)
+    # torchrun sends it to the others when one has ended, before they could say so.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return store
+
+
+def is_first_to_end(store) -> bool:
+    """Whether no other process has failed before. The first one says why, and it alone."""
+    return store is None or store.add("ended", 1) == 1
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it, as it does when another process has ended."""
+    raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return raised_in.is_relative_to(Path(dist.__file__).parent)
+
+
+def leave_processes(store) -> None:
+    if store is not None:
+        dist.destroy_process_group()

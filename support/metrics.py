@@ -1,0 +1,65 @@
+"""What a step logs."""
+import math
+import time
+from functools import partial
+
+import torch
+
+from losses import kl_k1, kl_k3, masked_mean
+from rollout import Rollout, token_kl
+from support import parallel
+
+EXACT_KL_ROWS = 32      # of each step: the exact KL needs all logits of two models
+
+
+class Averages:
+    """Averages over a step's micro-batches, and over the processes."""
+
+    def __init__(self, **otherwise):
+        """otherwise: what to report where nothing is added."""
+        self.otherwise = otherwise
+        self.sums = {}
+
+    def add(self, stats: dict, weight) -> None:
+        """stats: 0-dim tensors, each a mean over this micro-batch; weight: its share of the step."""
+        for name, value in stats.items():
+            self.sums[name] = self.sums.get(name, 0.0) + (value * weight).item()
+
+    def result(self) -> dict[str, float]:
+        return {**self.otherwise, **parallel.all_reduce_sum(self.sums)}
+
+
+def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: torch.Tensor,
+                    ref_logp: torch.Tensor, policy, reference) -> dict[str, float]:
+    """What can be said of a step's answers before the policy learns from them.
+
+    kl: per token, by k3; kl_exact: per token, over the vocabulary, of a few rows; answer_kl: per
+    answer, by k1, summed over its tokens."""
+    tokens, mask = rollout.tokens, rollout.mask
+    few = slice(0, EXACT_KL_ROWS)
+    exact_kl = parallel.map_micro_batches(
+        partial(token_kl, policy), reference.model, tokens[few], mask[few],
+        config.micro_batch_tokens, config.temperature)
+    return {
+        "reward": rewards.mean().item(),
+        "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(),
+        "kl_exact": masked_mean(exact_kl, mask[few]).item(),
+        "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean().item(),
+        "response_length": mask.sum(1).float().mean().item(),
+        "finished": rollout.finished.float().mean().item(),
+        "samples": len(rewards),
+    }
+
+
+def step_metrics(grad_norms: list[float], mask: torch.Tensor, started: float) -> dict[str, float]:
+    """How a step went. mask: of the tokens that tokens_per_second counts; evaluations are empty,
+    unless there is one."""
+    seconds = time.perf_counter() - started
+    return {
+        "updates": sum(0 < norm < math.inf for norm in grad_norms),
+        "grad_norm": sum(grad_norms) / max(len(grad_norms), 1),
+        "tokens_per_second": mask.sum().item() / seconds,
+        "seconds": seconds,
+        "eval_greedy": "",
+        "eval_sampled": "",
+    }
