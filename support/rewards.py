@@ -16,7 +16,9 @@ from support.cli import UserError
 from support.parallel import on_rank_0
 from task import sum_reward
 
-NUMBER = r"(?:(?<![\w.)])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"              # in "10-7" the 7, in "x = -7" the -7
+# A sign belongs to the number unless it stands right after a letter, a digit, a period or a closing
+# bracket: in "10-7" this finds the 7, in "x = -7" the -7.
+NUMBER = r"(?:(?<![\w.)])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 
 
 def without_commas(text: str) -> str:
@@ -24,24 +26,54 @@ def without_commas(text: str) -> str:
 
 
 def stated_answer(text: str) -> str | None:
-    """The content of the last \\boxed{} whose braces are balanced; else the line after the last ####; else None."""
-    opened, found = [], (-1, None)
+    """The answer that a text states, or None if it states none.
+
+    It is the content of the last \\boxed{} whose braces are balanced; if there is none, the line
+    after the last ####."""
+    content = _find_last_box(text)
+    if content is not None:
+        return content
+    if "####" in text:
+        rest = text.rpartition("####")[2].strip()
+        return rest.partition("\n")[0]
+    return None
+
+
+def _find_last_box(text: str) -> str | None:
+    """The content of the \\boxed{} that begins last, of those whose braces are balanced."""
+    # The braces that are open at this place in the text, the innermost last.
+    open_braces = []
+    last_start, last_content = -1, None
     for brace in re.finditer(r"\\boxed\s*\{|[{}]", text):
         if brace.group() != "}":
-            opened.append(brace)
-        elif opened and (start := opened.pop()).group() != "{":
-            found = max(found, (start.end(), text[start.end():brace.start()]))
-    return text.rpartition("####")[2].strip().partition("\n")[0] if found[1] is None and "####" in text else found[1]
+            open_braces.append(brace)
+            continue
+        if not open_braces:
+            # This brace closes nothing.
+            continue
+        opening = open_braces.pop()
+        start = opening.end()
+        is_box = opening.group() != "{"
+        # A box inside another one is closed first, though it begins later.
+        if is_box and start > last_start:
+            last_start, last_content = start, text[start:brace.start()]
+    return last_content
 
 
 def normal(answer: str) -> str | Decimal:
-    """What is compared: without $, commas between thousands, a last period and spaces around; numbers by value, so that 7.0 is 7."""
-    answer = without_commas(re.sub(r"\\?\$", "", answer)).strip().removesuffix(".").strip()
+    """What is compared: without $, commas between thousands, a last period and spaces around.
+
+    Numbers are compared by value, so that 7.0 is 7."""
+    answer = re.sub(r"\\?\$", "", answer)
+    answer = without_commas(answer).strip().removesuffix(".").strip()
     return Decimal(answer) if re.fullmatch(NUMBER, answer) else answer
 
 
 def right_answer(answer: str | int | float) -> str | Decimal:
-    """Of the column `answer`: a number, or a text that may state its answer as a completion does (GSM8K's end in "#### 72")."""
+    """Of the column `answer`, what `normal` makes of it.
+
+    It is a number, or a text that may state its answer as a completion does (GSM8K's end in
+    "#### 72")."""
     if not isinstance(answer, str):
         return Decimal(str(answer))
     stated = stated_answer(answer)
@@ -49,15 +81,19 @@ def right_answer(answer: str | int | float) -> str | Decimal:
 
 
 def exact_reward(prompts, completions, answer, **columns) -> list[float]:
-    """1.0 where a completion's answer is the column `answer`, else 0.0. It is the first that there is of: the content of the last
-    \\boxed{}, the line after the last ####, the last number."""
+    """1.0 where a completion's answer is the column `answer`, else 0.0.
+
+    A completion's answer is the first that there is of: the content of the last \\boxed{}, the
+    line after the last ####, the last number."""
     rewards = []
     for completion, right in zip(completions, answer):
         text = completion if isinstance(completion, str) else completion[-1]["content"]
         found = stated_answer(text)
         if found is None:
-            found = (re.findall(NUMBER, without_commas(text)) or [""])[-1]
-        rewards.append(float(normal(found) == right_answer(right)))
+            numbers = re.findall(NUMBER, without_commas(text))
+            found = numbers[-1] if numbers else ""
+        is_right = normal(found) == right_answer(right)
+        rewards.append(float(is_right))
     return rewards
 
 
@@ -65,26 +101,37 @@ BUILT_IN_REWARDS = {"verifier": sum_reward, "exact": exact_reward}
 
 
 def load_reward(spec: str, data: str):
-    """--reward verifier, exact, or FILE.py:FUNCTION: f(prompts, completions, **columns) -> list of floats. Runs the user's code."""
+    """--reward verifier, exact, or FILE.py:FUNCTION. Runs the user's code.
+
+    -> f(prompts, completions, **columns) -> list of floats"""
     if spec == "exact" and not data:
         raise ValueError("--reward exact needs --data with a field `answer`")
     if spec in BUILT_IN_REWARDS:
         return BUILT_IN_REWARDS[spec]
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
-        raise ValueError(f"--reward {spec}: expected `verifier`, `exact` or FILE.py:FUNCTION with a file that exists")
-    # a module of this name must be there for dataclasses and pickle, which look things up in it
-    module_name = f"reward_file_{zlib.crc32(str(Path(file).resolve()).encode()):08x}"
+        raise ValueError(f"--reward {spec}: expected `verifier`, `exact` or FILE.py:FUNCTION "
+                         "with a file that exists")
+    module = _make_module(file)
+    try:
+        module.__spec__.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"--reward {spec}: {file} has no function {name}")
+    return function
+
+
+def _make_module(file: str):
+    """An empty module for a file of Python, which has not run yet."""
+    # dataclasses and pickle look things up in the module of this name, so sys.modules must have it.
+    digest = zlib.crc32(str(Path(file).resolve()).encode())
+    module_name = f"reward_file_{digest:08x}"
     loader = SourceFileLoader(module_name, file)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader))
     sys.modules[module_name] = module
-    try:
-        loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--reward {spec}: {file} has no function {name}")
-    return getattr(module, name)
+    return module
 
 
 def as_float(score) -> float:
@@ -95,43 +142,64 @@ def as_float(score) -> float:
         return float(score)
     except OverflowError:
         return math.inf if score > 0 else -math.inf
-    except (TypeError, ValueError, RuntimeError):                      # an array of several numbers
+    except (TypeError, ValueError, RuntimeError):
+        # It is an array of several numbers.
         return math.nan
 
 
 @on_rank_0
-def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool], tokenizer) -> list[float]:
-    """The reward function's score of each answer. It sees text (for message prompts, messages) without special tokens.
+def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool],
+                   tokenizer) -> list[float]:
+    """The reward function's score of each answer.
 
-    Its columns are the data's other fields, and `finished`: whether each answer ended by itself.
-    A built-in one gives 0 to an answer that was cut off. Errors: UserError with status 1, naming
-    the function, and the file and line where it failed or the answer to which it gave no number."""
+    It sees text (for message prompts, messages) without special tokens. Its columns are the data's
+    other fields, and `finished`: whether each answer ended by itself. A built-in one gives 0 to an
+    answer that was cut off.
+
+    Errors: UserError with status 1, naming the function, and the file and line where it failed or
+    the answer to which it gave no number."""
     texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
     name = getattr(reward, "__name__", repr(reward))
 
-    prompts = [e["prompt"] for e in examples]
-    completions = [text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-                   for prompt, text in zip(prompts, texts)]
-    names = examples[0].get("columns", ())
-    columns = {name: [e["columns"][name] for e in examples] for name in names}
+    given = _call_reward(reward, name, examples, texts, finished)
+    if len(given) != len(answers):
+        raise UserError(f"the reward function {name} gave {len(given)} values "
+                        f"for {len(answers)} answers, expected one each", status=1)
+    scores = []
+    for i, value in enumerate(given):
+        score = as_float(value)
+        # Advantages are computed in float32, where a larger number is infinite.
+        if not abs(score) <= torch.finfo(torch.float32).max:
+            # An integer may have too many digits to be printed.
+            shown = score if isinstance(value, int) else value
+            example = examples[i]
+            question = f"line {example['line']}" if "line" in example else repr(example["prompt"])
+            raise UserError(f"the reward function {name} gave {repr(shown)[:60]} to "
+                            f"{texts[i][:60]!r}, an answer to {question}, "
+                            "expected a finite number of float32", status=1)
+        scores.append(score)
+    if reward in BUILT_IN_REWARDS.values():
+        scores = [score * end for score, end in zip(scores, finished)]
+    return scores
+
+
+def _call_reward(reward, name: str, examples: list[dict], texts: list[str],
+                 finished: list[bool]) -> list:
+    """What the reward function gives, as a list. UserError if it fails; name: of the function."""
+    prompts = [example["prompt"] for example in examples]
+    completions = []
+    for prompt, text in zip(prompts, texts):
+        if isinstance(prompt, str):
+            completions.append(text)
+        else:
+            completions.append([{"role": "assistant", "content": text}])
+    columns = {}
+    for field in examples[0].get("columns", ()):
+        columns[field] = [example["columns"][field] for example in examples]
     try:
-        scores = reward(prompts, completions, **columns, finished=finished)
+        given = reward(prompts, completions, **columns, finished=finished)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"the reward function {name} failed at {where.filename}, "
                         f"line {where.lineno}: {error!r}", status=1) from error
-    scores = list(scores) if isinstance(scores, Iterable) else [scores]
-    if len(scores) != len(answers):
-        raise UserError(f"the reward function {name} gave {len(scores)} values for {len(answers)} answers, expected one each", status=1)
-    for i, score in enumerate(scores):
-        scores[i] = as_float(score)
-        # advantages are computed in float32, where a larger number is infinite
-        if not abs(scores[i]) <= torch.finfo(torch.float32).max:
-            shown = scores[i] if isinstance(score, int) else score
-            question = f"line {examples[i]['line']}" if "line" in examples[i] else repr(prompts[i])
-            raise UserError(f"the reward function {name} gave {repr(shown)[:60]} to "
-                            f"{texts[i][:60]!r}, an answer to {question}, "
-                            "expected a finite number of float32", status=1)
-    if reward in BUILT_IN_REWARDS.values():
-        scores = [score * end for score, end in zip(scores, finished)]
-    return scores
+    return list(given) if isinstance(given, Iterable) else [given]

@@ -31,7 +31,8 @@ RUN_FILES = ("config.json", "metrics.csv", "curves.png", "samples.txt", "checkpo
 MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
 # Beside them in a run's model/: of which step it is.
 MODEL_NOTE = "run.json"
-BAD_STEPS = 5                                                                                       # in a row end a run
+# So many bad steps in a row end a run.
+BAD_STEPS = 5
 
 
 def model_directory(path: str) -> Path:
@@ -40,13 +41,16 @@ def model_directory(path: str) -> Path:
     if (path / "model" / "config.json").is_file():
         return path / "model"
     if (path / "checkpoint.pt").exists():
-        raise UserError(f"{path}: this run is not finished, so it has no model/ yet: --resume it first")
+        raise UserError(f"{path}: this run is not finished, so it has no model/ yet: "
+                        "--resume it first")
     return path
 
 
 @on_rank_0
 def there(path: Path) -> bool:
-    """Whether a file exists: what one process sees, for all, because it may create the file while the others look."""
+    """Whether a file exists.
+
+    What one process sees holds for all, because it may create the file while the others look."""
     return path.exists()
 
 
@@ -73,10 +77,15 @@ def trained(run: str, train, config) -> str:
 
 def trouble(row: dict) -> list[str]:
     """What is wrong with a policy, from a row of its metrics: for the progress bar."""
-    signs = {"collapsed: entropy near 0": row.get("entropy") not in (None, "") and row["entropy"] < 1e-3,
-             "no group has a signal": row.get("no_signal") == 1,
-             "far from the reference": row.get("kl", 0) > 1}
-    return [sign for sign, shows in signs.items() if shows]
+    signs = []
+    entropy = row.get("entropy")
+    if entropy not in (None, "") and entropy < 1e-3:
+        signs.append("collapsed: entropy near 0")
+    if row.get("no_signal") == 1:
+        signs.append("no group has a signal")
+    if row.get("kl", 0) > 1:
+        signs.append("far from the reference")
+    return signs
 
 
 def read_csv(file: Path) -> list[dict]:
@@ -115,13 +124,15 @@ def lock(path: Path, wait: bool = False) -> bool:
     path = path.resolve()
     if path in LOCKS:
         return True
+    operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, operation)
     except BlockingIOError:
         os.close(descriptor)
         return False
-    except OSError:                     # a file system that has no locks
+    except OSError:
+        # This file system has no locks, so there is nothing to wait for.
         pass
     LOCKS[path] = descriptor
     return True
@@ -152,21 +163,26 @@ def run_settings(path: Path) -> dict:
         found = json.loads((path / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("algorithm") in ALGORITHMS else {}
+    is_run = isinstance(found, dict) and found.get("algorithm") in ALGORITHMS
+    return found if is_run else {}
 
 
 def run_files(settings: dict) -> list[str]:
     """The names in a run's directory that are its own, by its settings; none if there is no run."""
     if not settings:
         return []
+    names = list(RUN_FILES)
     samples_pairs = settings["algorithm"] in ("rm", "dpo") and not settings.get("data")
-    return [name for name in RUN_FILES if name != "pairs.jsonl" or samples_pairs]
+    if not samples_pairs:
+        names.remove("pairs.jsonl")
+    return names
 
 
 def model_step(run: Path) -> int:
     """The step that a run's model/ is of; -1 if there is none, or one that doesn't say."""
     try:
-        return int(json.loads((run / "model" / MODEL_NOTE).read_bytes())["step"])
+        note = json.loads((run / "model" / MODEL_NOTE).read_bytes())
+        return int(note["step"])
     except (OSError, ValueError, TypeError, KeyError):
         return -1
 
@@ -182,31 +198,51 @@ def digest(path: Path) -> str:
 
 
 class Run:
-    """A run directory and its progress bar. Nothing is written before `start`, when all input has been read and checked.
+    """A run directory and its progress bar.
 
-    A checkpoint and the final model are written beside the last ones, synced, and renamed over them: kill a run at any moment,
-    and --resume gives the run that was never stopped."""
+    Nothing is written before `start`, when all input has been read and checked. A checkpoint and
+    the final model are written beside the last ones, synced, and renamed over them: kill a run at
+    any moment, and --resume gives the run that was never stopped."""
 
     def __init__(self, config):
-        self.config, self.path = config, run_path(config)
+        self.config = config
+        self.path = run_path(config)
+        # The names that this run will have in its directory.
         self.own = run_files({"algorithm": config.algorithm, **asdict(config)})
-        self.interrupted, self.skipped, self.bad_steps = False, 0, 0
-        self.finite = {}                # of this step, optimizer -> whether it made an update
-        self.inputs, self.made = {}, {}
+        # Whether Ctrl-C was pressed.
+        self.interrupted = False
+        # The updates of this step that were skipped, and the bad steps in a row up to now.
+        self.skipped = 0
+        self.bad_steps = 0
+        # Of this step, optimizer -> whether it made an update.
+        self.finite = {}
+        # Name -> path and SHA-256 of what the run is made from.
+        self.inputs = {}
+        # Name -> text of the files that `start` is to write.
+        self.made = {}
+        # The names that a run which is there already has in the directory, and, if this one resumes
+        # it, the inputs that it noted.
         settings, self.held, in_the_way = on_rank_0(self._look)()
         self.noted = settings.get("inputs", {}) if config.resume else {}
-        # else it was killed before its first checkpoint
+        # A run that has no other files was killed before its first checkpoint.
         self.begun = config.resume and not set(self.held) <= {"config.json", "pairs.jsonl"}
-        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        self._check_directory(in_the_way)
+
+    def _check_directory(self, in_the_way: list[str]) -> None:
+        """UserError if the run can't have its directory."""
+        places = (self.path, *self.path.absolute().parents)
+        existing = next(place for place in places if place.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            raise UserError(f"--out {self.path}: {existing} is not a directory that can be written to")
-        if config.resume and config.overwrite:
+            raise UserError(f"--out {self.path}: {existing} is not a directory "
+                            "that can be written to")
+        if self.config.resume and self.config.overwrite:
             raise UserError("--resume and --overwrite are both given, expected one")
         if in_the_way:
             raise UserError(f"{self.path}: holds {', '.join(in_the_way)}, "
                             "but no run's config.json: expected another --out")
-        if self.held and not config.resume and not config.overwrite:
-            raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): use --resume, --overwrite or another --out")
+        if self.held and not self.config.resume and not self.config.overwrite:
+            raise UserError(f"{self.path}: holds a run already ({', '.join(self.held)}): "
+                            "use --resume, --overwrite or another --out")
 
     def _look(self):
         """-> the settings of the run that is there or {}; its names; names that are in the way."""
@@ -227,12 +263,16 @@ class Run:
             flag = f"--{name.replace('_', '-')} {path}"
             replaced = set() if self.config.resume else {*self.held, *self.own}
             for own in replaced:
-                if Path(path).resolve().is_relative_to((self.path / own).resolve()):
+                own_path = (self.path / own).resolve()
+                if Path(path).resolve().is_relative_to(own_path):
                     raise UserError(f"{flag}: is part of the run in {self.path}, "
                                     "which would be replaced: expected another --out")
             self._compare(name, flag, path)
 
     def _compare(self, name: str, what: str, path) -> None:
+        """Note an input under its name. UserError if the run that is resumed noted another one.
+
+        what: how the error names the input."""
         found = {"path": str(path), "sha256": digest(Path(path))}
         noted = self.noted.get(name, found)
         if noted["sha256"] != found["sha256"]:
@@ -244,30 +284,37 @@ class Run:
         """The text of a file that a run makes once.
 
         make() in a new run, for `start` to write; on --resume what it wrote."""
-        text = self._kept(name)
+        text = self._read_kept(name)
         if text is None:
-            text = self.made[name] = make()
+            text = make()
+            self.made[name] = text
             sha256 = hashlib.sha256(text.encode()).hexdigest()
             self.inputs[Path(name).stem] = {"path": str(self.path / name), "sha256": sha256}
         return text
 
     @on_rank_0
-    def _kept(self, name: str) -> str | None:
+    def _read_kept(self, name: str) -> str | None:
         """None in a new run, and in one of before such files were written."""
-        file, noted = self.path / name, Path(name).stem
-        if not self.begun or noted not in self.noted:
+        file = self.path / name
+        noted_as = Path(name).stem
+        if not self.begun or noted_as not in self.noted:
             return None
-        self._compare(noted, str(file), file)
+        self._compare(noted_as, str(file), file)
         return file.read_bytes().decode()
 
     def start(self, parts: dict, **values):
-        """Create the directory, or resume: load `parts` (objects with a state_dict). -> the first step, the saved `values`."""
-        step, sizes = 0, {}
+        """Create the directory, or resume: load `parts` (objects with a state_dict).
+
+        -> the first step, the saved `values`."""
         models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
         self.device = next(models[0].parameters()).device
-        for module in (m for model in models for m in model.modules()):
-            if isinstance(module, Transformer):
-                module.grad_checkpoint = self.config.grad_checkpoint
+        for model in models:
+            for module in model.modules():
+                if isinstance(module, Transformer):
+                    module.grad_checkpoint = self.config.grad_checkpoint
+        step = 0
+        # File -> its bytes at the checkpoint that the run goes on from.
+        sizes = {}
         with user_errors():
             self._claim()
             if self.begun:
@@ -285,23 +332,32 @@ class Run:
         if not lock(self.path):
             raise UserError(f"{self.path}: another process is training into it")
         # What a killed process left. Nobody else gives a file such a name.
-        for name in (*(f".{own}.unfinished" for own in self.own), ".model.replaced"):
-            remove(self.path / name)
-        if self.held != self._look()[1] and not self.config.resume:
+        for own in self.own:
+            remove(self.path / f".{own}.unfinished")
+        remove(self.path / ".model.replaced")
+        _, held, _ = self._look()
+        if held != self.held and not self.config.resume:
             raise UserError(f"{self.path}: holds a run already, which another process has just "
                             "begun: expected another --out")
 
     def _load(self, parts):
+        """Load `parts` from the checkpoint, or exit if the run is finished.
+
+        -> the step, the saved `values`, and the sizes of the files at that time."""
         file = self.path / "checkpoint.pt"
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)                             # tensors and numbers, no code
+            # weights_only: tensors and numbers are read, and no code is run.
+            state = torch.load(file, map_location="cpu", weights_only=True)
             step, values, sizes = state["step"], state["values"], state["sizes"]
             if state["algorithm"] != self.config.algorithm or state["parts"].keys() != parts.keys():
-                raise ValueError(f"it is of {state['algorithm']} with {', '.join(state['parts'])}, expected {', '.join(parts)}")
+                raise ValueError(f"it is of {state['algorithm']} with {', '.join(state['parts'])}, "
+                                 f"expected {', '.join(parts)}")
             for name, part in parts.items():
                 part.load_state_dict(state["parts"][name])
-        except Exception as error:                                   # torch has no one class for a file that it can't read
-            raise UserError(f"{file}: can't be resumed from: {type(error).__name__}: {first_line(error)}") from error
+        # torch has no one class for a file that it can't read.
+        except Exception as error:
+            raise UserError(f"{file}: can't be resumed from: {type(error).__name__}: "
+                            f"{first_line(error)}") from error
         # A model/ of an earlier step was there before --steps was raised: this one isn't finished.
         if min(step, model_step(self.path)) >= self.config.steps:
             unlock(self.path)
@@ -311,52 +367,74 @@ class Run:
 
     @on_rank_0
     def _prepare(self, sizes) -> None:
-        """All that `start` changes on the disk before the first checkpoint; sizes: of the files at the checkpoint that it resumes from."""
+        """All that `start` changes on the disk before the first checkpoint.
+
+        sizes: of the files at the checkpoint that it resumes from."""
+        self._cut_files(sizes)
+        if self.config.overwrite:
+            # The old config.json stays until the new one takes its place: after a kill in between,
+            # this would else be no run, and could not be overwritten.
+            for name in self.held:
+                if name != "config.json":
+                    remove(self.path / name)
+        settings = asdict(self.config)
+        del settings["resume"], settings["overwrite"]
+        settings = {"algorithm": self.config.algorithm, **settings, "inputs": self.inputs}
+        self._write_text("config.json", json.dumps(settings, indent=1) + "\n")
+        for name, text in self.made.items():
+            self._write_text(name, text)
+
+    def _cut_files(self, sizes: dict[str, int]) -> None:
+        """Forget what was written after the checkpoint. UserError if a file is shorter."""
         for name, size in sizes.items():
-            if (found := self._size(name)) < size:
-                raise UserError(f"{self.path / name}: has {found} bytes, expected the {size} that were there at the last checkpoint")
-        for name, size in sizes.items():                             # forget what came after the checkpoint
+            found = self._size(name)
+            if found < size:
+                raise UserError(f"{self.path / name}: has {found} bytes, "
+                                f"expected the {size} that were there at the last checkpoint")
+        for name, size in sizes.items():
             if size:
                 os.truncate(self.path / name, size)
             else:
                 (self.path / name).unlink(missing_ok=True)
-        # The old config.json stays until the new one takes its place: after a kill in between, this
-        # would else be no run, and could not be overwritten.
-        for name in self.held if self.config.overwrite else ():
-            if name != "config.json":
-                remove(self.path / name)
-        settings = {name: value for name, value in asdict(self.config).items() if name not in ("resume", "overwrite")}
-        settings = {"algorithm": self.config.algorithm, **settings, "inputs": self.inputs}
-        text = json.dumps(settings, indent=1) + "\n"
-        self._write("config.json", lambda f: f.write(text.encode()))
-        for name, text in self.made.items():
-            self._write(name, lambda f: f.write(text.encode()))
 
     def save(self, step: int, parts: dict, **values) -> None:
-        """A checkpoint after this step, which counts from 0, if one is due; the end of the run if Ctrl-C was pressed."""
-        interrupted = summed(self.interrupted)                       # a process that stopped alone would leave the others waiting
+        """A checkpoint after this step, which counts from 0, if one is due.
+
+        It is the end of the run if Ctrl-C was pressed."""
+        # All stop together: a process that stopped alone would leave the others waiting.
+        interrupted = summed(self.interrupted)
         if self.due(step, self.config.save_every) or interrupted:
             self._checkpoint(step + 1, parts, values)
         if interrupted:
             self.bar.close()
-            raise UserError(f"interrupted after step {step + 1} and saved: python train_{self.config.algorithm}.py --out {self.path} "
-                            "--resume goes on", status=130)
+            command = f"python train_{self.config.algorithm}.py --out {self.path} --resume"
+            raise UserError(f"interrupted after step {step + 1} and saved: {command} goes on",
+                            status=130)
 
     def _size(self, name: str) -> int:
-        return (self.path / name).stat().st_size if (self.path / name).exists() else 0
+        """The bytes that a file has, 0 if it isn't there."""
+        file = self.path / name
+        return file.stat().st_size if file.exists() else 0
 
     @on_rank_0
     def _checkpoint(self, step, parts, values):
+        """Write a checkpoint, from which --resume goes on with this step."""
         sizes = {}
         for name in ("metrics.csv", "samples.txt"):
             sizes[name] = self._size(name)
             if sizes[name]:
                 sync(self.path / name)
+        states = {name: part.state_dict() for name, part in parts.items()}
         state = {"algorithm": self.config.algorithm, "step": step, "values": values, "sizes": sizes,
-                 "parts": {name: part.state_dict() for name, part in parts.items()}}
+                 "parts": states}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
+    def _write_text(self, name: str, text: str) -> None:
+        """Make a file of a text; see `_write`."""
+        self._write(name, lambda f: f.write(text.encode()))
+
     def _write(self, name: str, write) -> None:
+        """Let write(an open file) make a file, which takes the place of the old one when whole."""
         part = self.path / f".{name}.unfinished"
         with self._writing(part.name):
             with open(part, "wb") as f:
@@ -374,19 +452,27 @@ class Run:
         except (OSError, RuntimeError, SafetensorError) as error:
             if name.endswith(".unfinished"):
                 remove(file)
-            raise UserError(f"{file}: can't be written: {first_line(error)}; the last checkpoint stands for --resume", status=1) from error
+            raise UserError(f"{file}: can't be written: {first_line(error)}; "
+                            "the last checkpoint stands for --resume", status=1) from error
 
     def steps(self, first: int):
-        """The steps that are left, with a progress bar that shows the time left. Ctrl-C lets `save` end the run; twice ends it at once."""
+        """The steps that are left, with a progress bar that shows the time left.
+
+        Ctrl-C lets `save` end the run; twice ends it at once."""
         def interrupt(number, frame):
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
             if rank() == 0:
-                self.bar.write("interrupted: finishing this step; once more stops at once", file=sys.stderr)
-        handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps, desc=self.path.name, dynamic_ncols=True,
-                        disable=rank() > 0)
+                self.bar.write("interrupted: finishing this step; once more stops at once",
+                               file=sys.stderr)
+
+        # Signal -> what it did before, to be put back.
+        handlers = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, interrupt)
+        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps,
+                        desc=self.path.name, dynamic_ncols=True, disable=rank() > 0)
         try:
             yield from self.bar
         finally:
@@ -394,7 +480,9 @@ class Run:
                 signal.signal(number, handler)
 
     def due(self, step: int, every: int) -> bool:
-        """Whether something done `every` steps (0: only at the end) is due after this step, which counts from 0."""
+        """Whether something done `every` steps (0: only at the end) is due after this step.
+
+        The step counts from 0."""
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
     def update(self, optimizer, model) -> float:
@@ -415,18 +503,27 @@ class Run:
 
     @on_rank_0
     def log(self, row: dict, shown: dict) -> None:
-        """A row of metrics.csv, written as it happens, and the numbers that the progress bar shows."""
+        """A row of metrics.csv, written as it happens; `shown` is for the progress bar.
+
+        UserError if too many steps in a row were bad."""
         row = {**row, "skipped_updates": self.skipped}
         row["peak_memory_mb"] = peak_memory_mb(self.device)
-        with self._writing("metrics.csv"), open(self.path / "metrics.csv", "a", newline="", encoding="utf-8") as f:
+        file = self.path / "metrics.csv"
+        with self._writing(file.name), open(file, "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
             if f.tell() == 0:
                 writer.writerow(row)
-            writer.writerow(f"{float(v):.6g}" if v != "" else "" for v in row.values())
-        self.bar.set_postfix_str("  ".join([f"{name} {value}" for name, value in shown.items()] + trouble(row)))
-        # A step in which an optimizer made some of its updates is a good one.
-        self.bad_steps = 0 if all(self.finite.values()) else self.bad_steps + 1
-        self.skipped, self.finite = 0, {}
+            written = [f"{float(value):.6g}" if value != "" else "" for value in row.values()]
+            writer.writerow(written)
+        numbers = [f"{name} {value}" for name, value in shown.items()]
+        self.bar.set_postfix_str("  ".join(numbers + trouble(row)))
+        # A step is a good one if each optimizer made at least one of its updates.
+        if all(self.finite.values()):
+            self.bad_steps = 0
+        else:
+            self.bad_steps += 1
+        self.skipped = 0
+        self.finite = {}
         if self.bad_steps == BAD_STEPS:
             raise UserError(f"{self.path}: in each of the last {BAD_STEPS} steps an optimizer made "
                             "no update, as no gradient for it was finite; "
@@ -435,8 +532,10 @@ class Run:
     @on_rank_0
     def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
         """Append what an evaluation found, prompts and answers, to samples.txt. -> found"""
-        title = f"=== step {step}: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
-        with self._writing("samples.txt"), open(self.path / "samples.txt", "a", encoding="utf-8") as f:
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
+        title = f"=== step {step}: {numbers}"
+        file = self.path / "samples.txt"
+        with self._writing(file.name), open(file, "a", encoding="utf-8") as f:
             f.write("\n".join([title, *lines, "", ""]))
         return found
 
