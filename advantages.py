@@ -24,8 +24,7 @@ def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor,
     r_t = -kl_coef * (log π(a_t|s_t) - log π_ref(a_t|s_t)) + [t is the row's last action] * score
 
     scores (B,); logp, ref_logp, mask (B, T). Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, spread
-    over the tokens.
-    """
+    over the tokens."""
     _same_shape(logp=logp, ref_logp=ref_logp, mask=mask)
     _same_shape(scores=scores, rows=mask[:, 0])
     mask = mask.bool()
@@ -59,8 +58,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
     values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): the value of the
     state after the row's last action; 0 (and None) says that the episode ended there. Schulman et
-    al. 2016 (arXiv:1506.02438), eq. 16.
-    """
+    al. 2016 (arXiv:1506.02438), eq. 16."""
     _same_shape(rewards=rewards, values=values, mask=mask)
     next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap
     _same_shape(bootstrap=next_value, rows=mask[:, 0])
@@ -81,8 +79,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) 
 
     Unbiased variance. shift_mean=False keeps the mean, so that the sign of a reward does not depend
     on its batch. Fewer than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13
-    and 18.
-    """
+    and 18."""
     _same_shape(x=x, mask=mask)
     mask = mask.bool()
     if mask.sum() < 2:
@@ -111,8 +108,7 @@ def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True,
 
     scale=False leaves out the standard deviation: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), the
     unbiased half. Unbiased std. A group of equal rewards has advantage exactly 0: rounding must not
-    be divided by eps. Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2.
-    """
+    be divided by eps. Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2."""
     groups, all_equal = _groups(rewards, group_size)
     advantages = groups - groups.mean(1, keepdim=True)
     if scale:

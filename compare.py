@@ -34,7 +34,7 @@ from statistics import mean, stdev
 
 from support.cli import UserError, parse, script, setting
 from support.plot import save_figure
-from support.run import read_csv, read_metrics
+from support.plot import read_csv, read_metrics
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"

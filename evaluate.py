@@ -1,4 +1,4 @@
-"""What a checkpoint can do: accuracy, pass@k, length, share of answers that reason, KL to its reference, samples.
+"""What a checkpoint can do: accuracy, pass@k, length, share of answers that reason, KL, samples.
 
     python evaluate.py runs/grpo            a table and some samples
     python evaluate.py runs/grpo --json     the same numbers for a program
@@ -14,64 +14,80 @@ import json
 import math
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from rollout import Rollout, generate, token_kl
+from support import parallel
 from support.cli import UserError, parse, refuse, script, setting, user_errors
-from support.models import pick_device, torch_rng
-from support.run import digest, model_directory, run_settings
 from support.data import encode_prompt, hold_out
+from support.models import copy_for_inference, pick_device, torch_rng
+from support.pretrained import load_pretrained
 from support.rewards import load_reward, reward_answers
 from support.rl import read_prompts
-from task import held_out_problems
-from support.pretrained import load_pretrained
-from rollout import generate, in_micro_batches, token_kl
+from support.run import digest, model_directory, run_settings
 from support.tokenizer import same_tokenizer
+from task import held_out_problems
+
+# Of an answer: its reward, its ids, whether it ended by itself.
+Answer = tuple[float, list[int], bool]
 
 
-def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float, generator=None,
-           micro_batch_tokens: int = 8192):
-    """One answer to each example. -> rewards (list), responses (list of ids), finished (list), Rollouts
+def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float,
+           generator=None, micro_batch_tokens: int = 8192) -> tuple[list[Answer], list[Rollout]]:
+    """One answer to each example, and the rollouts that they are of.
 
     As many rows at a time as the KV cache holds micro_batch_tokens of."""
-    rewards, responses, finished, rollouts = [], [], [], []
-    longest = max(len(e["ids"]) for e in examples) + max_new_tokens
+    answers, rollouts = [], []
+    sampler = copy_for_inference(model)
+    longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
     for start in range(0, len(examples), rows_at_once):
         some = examples[start:start + rows_at_once]
-        rollout = generate(model, [e["ids"] for e in some], max_new_tokens, tokenizer.stop_ids, temperature, generator,
-                           micro_batch_tokens=micro_batch_tokens)
-        rewards += reward_answers(reward, some, rollout.responses(), rollout.finished.tolist(), tokenizer)
-        responses += rollout.responses()
-        finished += rollout.finished.tolist()
+        rollout = parallel.generate(sampler, [example["ids"] for example in some], max_new_tokens,
+                                    tokenizer.stop_ids, temperature, generator, micro_batch_tokens)
+        responses, finished = rollout.responses(), rollout.finished.tolist()
+        rewards = reward_answers(reward, some, responses, finished, tokenizer)
+        answers += zip(rewards, responses, finished)
         rollouts.append(rollout)
-    return rewards, responses, finished, rollouts
+    return answers, rollouts
 
 
-def evaluate(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float = 1.0,
-             micro_batch_tokens: int = 8192, shown: int = 6):
-    """-> {"eval_greedy", "eval_sampled"}: mean rewards; and lines that show the first few sampled answers.
-
-    The same noise every time: evaluations differ by the model only."""
-    greedy, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, 0.0, micro_batch_tokens=micro_batch_tokens)
-    sampled, responses, *_ = answer(model, tokenizer, reward, examples, max_new_tokens, temperature, torch_rng(0, 0, "evaluation"),
-                                    micro_batch_tokens)
-    lines = [sample_line(tokenizer, *row) for row in zip(examples[:shown], responses, sampled)]
-    return {"eval_greedy": sum(greedy) / len(greedy), "eval_sampled": sum(sampled) / len(sampled)}, lines
+def mean_reward(answers: list[Answer]) -> float:
+    return sum(reward for reward, _, _ in answers) / len(answers)
 
 
-def sample_line(tokenizer, example, response, reward) -> str:
+def evaluate(model, tokenizer, reward, examples: list[dict], config,
+             shown: int = 6) -> tuple[dict[str, float], list[str]]:
+    """-> {"eval_greedy", "eval_sampled"}: mean rewards; lines that show the first sampled answers.
+
+    config: of a run, for its max_new_tokens, temperature and micro_batch_tokens. The noise is the
+    same every time: evaluations differ by the model only."""
+    answer_all = partial(answer, model, tokenizer, reward, examples, config.max_new_tokens,
+                         micro_batch_tokens=config.micro_batch_tokens)
+    greedy, _ = answer_all(temperature=0.0)
+    sampled, _ = answer_all(temperature=config.temperature,
+                            generator=torch_rng(0, 0, "evaluation"))
+    lines = [sample_line(tokenizer, example, *found)
+             for example, found in zip(examples[:shown], sampled)]
+    return {"eval_greedy": mean_reward(greedy), "eval_sampled": mean_reward(sampled)}, lines
+
+
+def sample_line(tokenizer, example: dict, reward: float, response: list[int], finished) -> str:
     prompt = tokenizer.decode(example["ids"])
     return f"[{reward:.3g}] {prompt}{tokenizer.decode(response)}"
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right) when c of n are.
+    """1 - C(n-c, k) / C(n, k): the unbiased estimate of P(one of k samples is right), c of n are.
 
     Chen et al. 2021, eq. 1. Here an answer is right if its reward is over 0.5."""
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
+
+# ------------------------------------------------------------------------------------- the script
 
 @dataclass(kw_only=True)
 class Config:
@@ -90,7 +106,9 @@ class Config:
                                         "if not given", low=0.01)
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given", choices=("", "float32", "bfloat16"))
+    dtype: str = setting(
+        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given",
+        choices=("", "float32", "bfloat16"))
     json: bool = setting(False, "print one JSON object and nothing else")
     chat: bool = setting(False, "read prompts from the keyboard")
 
@@ -100,11 +118,90 @@ class Config:
                    why="with --chat")
 
 
+def main(argv=None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and not argv[0].startswith("-"):
+        path, argv = argv[0], argv[1:]
+    elif {"-h", "--help"} & set(argv):
+        path = ""
+    else:
+        raise UserError("expected a run or model directory first, such as runs/grpo")
+    config = parse(Config, __doc__, argv)
+    device = pick_device(config)
+    with user_errors():
+        run = run_settings(Path(path))
+        if run.get("algorithm") == "rm":
+            raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
+                             "run or model directory")
+        config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
+        config.temperature = config.temperature or run.get("temperature", 1.0)
+        model, tokenizer = load_pretrained(model_directory(path), torch.float32, device)
+        if config.chat:
+            return chat(model, tokenizer, config)
+        longest = model.config.max_seq_len - config.max_new_tokens
+        # What is said of the data must not stand before the JSON object.
+        with contextlib.redirect_stdout(sys.stderr):
+            examples, reward = load_examples(path, config, run, tokenizer, longest)
+        length = max(len(example["ids"]) for example in examples) + config.max_new_tokens
+        reference = load_reference(path, config, run, model, tokenizer, length)
+
+    greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
+                       micro_batch_tokens=config.micro_batch_tokens)
+    repeated = [example for example in examples for _ in range(config.samples)]
+    sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
+                               config.temperature, torch_rng(0, 0, "evaluation"),
+                               config.micro_batch_tokens)
+    result = {"model": str(path), "problems": len(examples), "greedy": mean_reward(greedy),
+              **summary(sampled, config.samples, tokenizer)}
+    if reference is not None:
+        # In nats per answer, exact over the vocabulary.
+        result["kl"] = total_kl(model, reference, rollouts, config) / len(sampled)
+    if config.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:10} {value:.3f}" if isinstance(value, float) else f"{name:10} {value}")
+    print("\npass@k: the chance that one of k answers is right. Right: its reward is over 0.5")
+    print("\nsampled answers [reward]:")
+    for example, found in zip(examples[:8], sampled[::config.samples]):
+        print("  " + sample_line(tokenizer, example, *found))
+
+
+def summary(answers: list[Answer], samples: int, tokenizer) -> dict[str, float]:
+    """What can be said of `samples` answers to each problem, in consecutive rows."""
+    n = len(answers)
+    n_right = []
+    for start in range(0, n, samples):
+        n_right.append(sum(reward > 0.5 for reward, _, _ in answers[start:start + samples]))
+    result = {"sampled": mean_reward(answers)}
+    for k in (1, 2, 4, 8, 16, 32, 64):
+        if k <= samples:
+            chances = [pass_at_k(samples, c, k) for c in n_right]
+            result[f"pass@{k}"] = sum(chances) / len(chances)
+    reasons = ["</think>" in tokenizer.decode(response) for _, response, _ in answers]
+    result["length"] = sum(len(response) for _, response, _ in answers) / n
+    result["finished"] = sum(finished for _, _, finished in answers) / n
+    result["reasons"] = sum(reasons) / n
+    return result
+
+
+def total_kl(model, reference, rollouts: list[Rollout], config) -> float:
+    """The exact KL, summed over the tokens of all answers."""
+    total = 0.0
+    for rollout in rollouts:
+        kl = parallel.map_micro_batches(partial(token_kl, model), reference, rollout.tokens,
+                                        rollout.mask, config.micro_batch_tokens,
+                                        config.temperature)
+        total += kl.sum(1).sum().item()
+    return total
+
+
 def started_from(run: dict) -> tuple[str, str]:
-    """The model that a run with these settings started from: directory, "" without one, and SHA-256,
-    "" if it wasn't noted."""
+    """The model that a run with these settings started from.
+
+    -> its directory, "" without one, and its SHA-256, "" if it wasn't noted."""
     noted = run.get("inputs", {}).get("model", {})
-    # what a run that didn't note it takes if no --model is given
+    # What a run that didn't note it takes if no --model is given.
     default = "" if run.get("algorithm", "sft") == "sft" else "runs/sft"
     return noted.get("path") or run.get("model") or default, noted.get("sha256", "")
 
@@ -143,11 +240,12 @@ def load_reference(path: str, config, run: dict, model, tokenizer, length: int):
 
 def load_examples(path: str, config, run: dict, tokenizer, longest: int):
     """-> prompts that were not trained on, `longest` tokens at most, and what rewards answers."""
-    data, reward = config.data or run.get("data", ""), config.reward or run.get("reward", "")
+    data = config.data or run.get("data", "")
+    reward = config.reward or run.get("reward", "")
     if config.data and not reward:
         raise ValueError("--data needs --reward exact or FILE.py:FUNCTION")
     if data and not reward:
-        lacks = "on a reward model" if run["algorithm"] == "ppo" else "without a reward"
+        lacks = "on a reward model" if run["algorithm"] in ("ppo", "grpo") else "without a reward"
         raise ValueError(f"{path}: was trained on {data} and {lacks}: "
                          "expected --reward exact or FILE.py:FUNCTION")
     function = load_reward(reward or "verifier", data)
@@ -162,68 +260,22 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
     print("type a prompt such as 17+58+23= and Enter; an empty line ends")
-    while line := (sys.stdin.readline() if not sys.stdin.isatty() else input("> ") + "\n").rstrip("\n"):
-        ids = encode_prompt(tokenizer, line if tokenizer.chat_template is None else [{"role": "user", "content": line}])
+    while line := read_line():
+        prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]
+        ids = encode_prompt(tokenizer, prompt)
         try:
-            rollout = generate(model, [ids], config.max_new_tokens, tokenizer.stop_ids, config.temperature)
+            rollout = generate(model, [ids], config.max_new_tokens, tokenizer.stop_ids,
+                               config.temperature)
             print(tokenizer.decode(rollout.responses()[0], skip_special=True))
         except ValueError as error:
             print(error)
 
 
-def main(argv=None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and not argv[0].startswith("-"):
-        path, argv = argv[0], argv[1:]
-    elif {"-h", "--help"} & set(argv):
-        path = ""
-    else:
-        raise UserError("expected a run or model directory first, such as runs/grpo")
-    config = parse(Config, __doc__, argv)
-    device = pick_device(config)
-    with user_errors():
-        run = run_settings(Path(path))
-        if run.get("algorithm") == "rm":
-            raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
-                             "run or model directory")
-        config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
-        config.temperature = config.temperature or run.get("temperature", 1.0)
-        model, tokenizer = load_pretrained(model_directory(path), torch.float32, device)
-        if config.chat:
-            return chat(model, tokenizer, config)
-        longest = model.config.max_seq_len - config.max_new_tokens
-        # what is said of the data must not stand before the JSON object
-        with contextlib.redirect_stdout(sys.stderr):
-            examples, reward = load_examples(path, config, run, tokenizer, longest)
-        length = max(len(e["ids"]) for e in examples) + config.max_new_tokens
-        reference = load_reference(path, config, run, model, tokenizer, length)
-
-    greedy, greedy_responses, *_ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
-                                         micro_batch_tokens=config.micro_batch_tokens)
-    repeated = [e for e in examples for _ in range(config.samples)]
-    rewards, responses, finished, rollouts = answer(
-        model, tokenizer, reward, repeated, config.max_new_tokens, config.temperature, torch_rng(0, 0, "evaluation"),
-        config.micro_batch_tokens)
-    right = [sum(r > 0.5 for r in rewards[i:i + config.samples]) for i in range(0, len(rewards), config.samples)]
-    result = {"model": str(path), "problems": len(examples), "greedy": sum(greedy) / len(greedy), "sampled": sum(rewards) / len(rewards)}
-    for k in (k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.samples):
-        result[f"pass@{k}"] = sum(pass_at_k(config.samples, c, k) for c in right) / len(right)
-    result["length"] = sum(map(len, responses)) / len(responses)
-    result["finished"] = sum(finished) / len(finished)
-    result["reasons"] = sum("</think>" in tokenizer.decode(r) for r in responses) / len(responses)
-    if reference is not None:
-        kl = sum(in_micro_batches(lambda tokens, mask: token_kl(model, reference, tokens, mask, config.temperature).sum(1),
-                                  r.tokens, r.mask, config.micro_batch_tokens).sum().item() for r in rollouts)
-        result["kl"] = kl / len(responses)                       # nats an answer, exact over the vocabulary
-    if config.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:10} {value:.3f}" if isinstance(value, float) else f"{name:10} {value}")
-    print("\npass@k: the chance that one of k answers is right. Right: its reward is over 0.5")
-    print("\nsampled answers [reward]:")
-    for row in zip(repeated[::config.samples][:8], responses[::config.samples], rewards[::config.samples]):
-        print("  " + sample_line(tokenizer, *row))
+def read_line() -> str:
+    """What is typed, without its end; "" at the end of file."""
+    if sys.stdin.isatty():
+        return input("> ")
+    return sys.stdin.readline().rstrip("\n")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LossAndStats = tuple[Tensor, dict[str, Tensor]]
+
 
 def _same_shape(**tensors):
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"shapes differ: {found}")
+
+
+def _on_mask(mask: Tensor, **tensors) -> list[Tensor]:
+    """The tensors, which must have the mask's shape, with 0 off the mask."""
+    _same_shape(**tensors, mask=mask)
+    off = ~mask.bool()
+    return [x.masked_fill(off, 0) for x in tensors.values()]
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -66,15 +75,12 @@ def aggregate(x: Tensor, mask: Tensor, mode: str = "token-mean",
     token-mean  Σ_bt x / Σ_bt mask      every token weighs the same (DAPO, arXiv:2503.14476)
     seq-mean    Σ_b mean_t(x_b) / rows  every answer weighs the same: a long one's token less (GRPO)
     seq-sum     Σ_bt x / (B T)          a constant divides, such as B * max_new_tokens, given as
-                                        denominator (Dr. GRPO, arXiv:2503.20783)
-    """
-    _same_shape(x=x, mask=mask)
+                                        denominator (Dr. GRPO, arXiv:2503.20783)"""
+    [x] = _on_mask(mask, x=x)
     if denominator is None:
         denominator = count_for(mask, mode)
-    mask = mask.bool()
-    x = x.masked_fill(~mask, 0)
     if mode == "seq-mean":
-        x = x.sum(1) / mask.sum(1).clamp(min=1)
+        x = x.sum(1) / mask.bool().sum(1).clamp(min=1)
     return x.sum() / torch.as_tensor(denominator).clamp(min=1)
 
 
@@ -119,10 +125,9 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: str = "k3") -> Tensor:
     """k1, k2 or k3 of each action, 0 off the mask. (B, T)"""
-    _same_shape(logp=logp, ref_logp=ref_logp, mask=mask)
-    off = ~mask.bool()
+    logp, ref_logp = _on_mask(mask, logp=logp, ref_logp=ref_logp)
     kl = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[estimator]
-    return kl(logp.masked_fill(off, 0), ref_logp.masked_fill(off, 0))
+    return kl(logp, ref_logp)
 
 
 def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -139,27 +144,25 @@ def adaptive_kl_coef(kl_coef: float, kl: float, target: float, batch_size: int,
 
     Never below 0, which a horizon under a fifth of the batch would give: that would reward KL.
     kl: the mean over rows of the summed k1; target in the same unit; horizon in episodes.
-    Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2.
-    """
+    Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2."""
     error = min(max(float(kl) / target - 1, -0.2), 0.2)
     return max(0.0, float(kl_coef) * (1 + error * batch_size / horizon))
 
 
 # -------------------------------------------------------------------------------------- supervised
 
-def sft_loss(logp: Tensor, mask: Tensor, denominator=None) -> tuple[Tensor, dict]:
+def sft_loss(logp: Tensor, mask: Tensor, denominator=None) -> LossAndStats:
     """-Σ mask log π / Σ mask: the mean negative log-likelihood of a token. (B, T)"""
     loss = -aggregate(logp, mask, "token-mean", denominator)
     return loss, {"nll": -masked_mean(logp.detach(), mask)}
 
 
 def reward_model_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0,
-                      denominator=None) -> tuple[Tensor, dict]:
+                      denominator=None) -> LossAndStats:
     """Bradley-Terry: -log σ(r(chosen) - r(rejected) - margin), mean over pairs. (B,), (B,)
 
     Only differences count: scores are defined up to a constant. Ouyang et al. 2022
-    (arXiv:2203.02155), eq. 1; the margin, a number or (B,), is Llama 2's (arXiv:2307.09288), eq. 2.
-    """
+    (arXiv:2203.02155), eq. 1; the margin, a number or (B,), is Llama 2's (arXiv:2307.09288), eq. 2."""
     _same_shape(chosen=chosen, rejected=rejected)
     if isinstance(margin, Tensor) and margin.dim():
         _same_shape(chosen=chosen, margin=margin)
@@ -175,15 +178,14 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     if advantages.dim() == 1:
         _same_shape(advantages=advantages, rows=mask[:, 0])
         advantages = advantages[:, None].expand(mask.shape)
-    _same_shape(advantages=advantages, mask=mask)
-    return advantages.masked_fill(~mask.bool(), 0)
+    [advantages] = _on_mask(mask, advantages=advantages)
+    return advantages
 
 
 def _log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
     """log π(a|s) - log π_old(a|s), 0 off the mask. (B, T)"""
-    _same_shape(logp=logp, old_logp=old_logp, mask=mask)
-    off = ~mask.bool()
-    return logp.masked_fill(off, 0) - old_logp.masked_fill(off, 0)
+    logp, old_logp = _on_mask(mask, logp=logp, old_logp=old_logp)
+    return logp - old_logp
 
 
 def _ratio_stats(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict:
@@ -195,13 +197,12 @@ def _ratio_stats(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict:
 
 
 def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
-                       dual_clip=None) -> tuple[Tensor, dict]:
+                       dual_clip=None) -> LossAndStats:
     """PPO's objective with the sign of a loss, per token (B, T), not yet averaged.
 
     max(-A ρ, -A clip(ρ, 1 - clip_low, 1 + clip_high)),  ρ = π / π_old. The max is pessimistic for
     either sign of A: with A > 0 the gradient stops once ρ > 1 + clip_high, with A < 0 once
-    ρ < 1 - clip_low, and a step back is never clipped.
-    """
+    ρ < 1 - clip_low, and a step back is never clipped."""
     log_ratio = _log_ratio(logp, old_logp, mask)
     advantages = _per_token(advantages, mask)
     ratio = log_ratio.exp()
@@ -218,43 +219,37 @@ def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
 
 
 def policy_gradient_loss(logp: Tensor, advantages: Tensor, mask: Tensor, mode: str = "token-mean",
-                         denominator=None) -> tuple[Tensor, dict]:
+                         denominator=None) -> LossAndStats:
     """-A log π, whose gradient is the policy gradient. advantages (B,) or (B, T).
 
     REINFORCE (Williams 1992), A2C, RLOO. There is no ratio, so that nothing is clipped."""
-    _same_shape(logp=logp, mask=mask)
+    [logp] = _on_mask(mask, logp=logp)
     advantages = _per_token(advantages, mask).detach()
-    loss = -advantages * logp.masked_fill(~mask.bool(), 0)
-    loss = aggregate(loss, mask, mode, denominator)
+    loss = aggregate(-advantages * logp, mask, mode, denominator)
     zero = torch.zeros_like(loss.detach())
     return loss, {"clip_fraction": zero, "approx_kl": zero}
 
 
 def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
                     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None,
-                    mode: str = "token-mean", denominator=None) -> tuple[Tensor, dict]:
+                    mode: str = "token-mean", denominator=None) -> LossAndStats:
     """-min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), ρ = π / π_old. advantages (B,) or (B, T).
 
     PPO's stand-in for TRPO's trust region. Schulman et al. 2017 (arXiv:1707.06347), eq. 7.
-    dual_clip c > 1 bounds the loss by -c A where A < 0.
-    """
+    dual_clip c > 1 bounds the loss by -c A where A < 0."""
     loss, stats = _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
                                      dual_clip)
     return aggregate(loss, mask, mode, denominator), stats
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,
-               clip: float | None = 0.2, denominator=None) -> tuple[Tensor, dict]:
+               clip: float | None = 0.2, denominator=None) -> LossAndStats:
     """0.5 * mean max((V - R)², (clip(V, V_old ± clip) - R)²); clip=None: 0.5 * mean (V - R)².
 
     A token mean. clip is in units of reward. From OpenAI baselines' PPO2 (Huang et al. 2022, "37
-    implementation details", no. 9).
-    """
-    _same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    off = ~mask.bool()
-    values = values.masked_fill(off, 0)
-    old_values = old_values.masked_fill(off, 0)
-    returns = returns.masked_fill(off, 0)
+    implementation details", no. 9)."""
+    values, old_values, returns = _on_mask(mask, values=values, old_values=old_values,
+                                           returns=returns)
     loss = error = (values - returns).square()
     if clip is not None:
         clipped_values = old_values + (values - old_values).clamp(-clip, clip)
@@ -266,13 +261,12 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 def grpo_loss(logp: Tensor, old_logp: Tensor, ref_logp: Tensor | None, advantages: Tensor,
               mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0,
-              mode: str = "seq-mean", denominator=None) -> tuple[Tensor, dict]:
+              mode: str = "seq-mean", denominator=None) -> LossAndStats:
     """PPO's clipped surrogate plus kl_coef * k3, averaged over each answer, then over answers.
 
     mode="token-mean" with a higher clip_high is DAPO's, mode="seq-sum" with a constant denominator
     Dr. GRPO's. ref_logp may be None if kl_coef is 0. Shao et al. 2024 (DeepSeekMath,
-    arXiv:2402.03300), eq. 3 and 4.
-    """
+    arXiv:2402.03300), eq. 3 and 4."""
     loss, stats = _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high)
     if ref_logp is None and kl_coef:
         raise ValueError(f"kl_coef is {kl_coef}, but ref_logp is None")
@@ -287,12 +281,11 @@ def grpo_loss(logp: Tensor, old_logp: Tensor, ref_logp: Tensor | None, advantage
 
 def gspo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
               clip_low: float = 3e-4, clip_high: float = 4e-4,
-              denominator=None) -> tuple[Tensor, dict]:
+              denominator=None) -> LossAndStats:
     """-min(s A, clip(s) A), one ratio per answer: s = exp(mean_t log(π / π_old)). advantages (B,).
 
     Mean over rows. The geometric mean over tokens makes s far closer to 1 than a token's ratio,
-    hence the narrow clip. Zheng et al. 2025 (arXiv:2507.18071), eq. 5 and 7.
-    """
+    hence the narrow clip. Zheng et al. 2025 (arXiv:2507.18071), eq. 5 and 7."""
     log_ratio = _log_ratio(logp, old_logp, mask)
     mask = mask.bool()
     _same_shape(advantages=advantages, rows=mask[:, 0])
@@ -309,16 +302,17 @@ def gspo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
 
 def cispo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
                clip_low: float = 0.2, clip_high: float = 0.2, mode: str = "token-mean",
-               denominator=None) -> tuple[Tensor, dict]:
+               denominator=None) -> LossAndStats:
     """-sg(clip(ρ, 1 - clip_low, 1 + clip_high)) A log π: every token keeps a gradient.
 
     sg: no gradient, so that the weight of a token is clipped instead of its gradient. clip_low=1.0
-    clips from above only, as the paper does. MiniMax-M1 2025 (arXiv:2506.13585), eq. 4.
-    """
+    clips from above only, as the paper does. MiniMax-M1 2025 (arXiv:2506.13585), eq. 4."""
     log_ratio = _log_ratio(logp, old_logp, mask)
+    advantages = _per_token(advantages, mask)
+    [logp] = _on_mask(mask, logp=logp)
     ratio = log_ratio.detach().exp()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = -weight * _per_token(advantages, mask) * logp.masked_fill(~mask.bool(), 0)
+    loss = -weight * advantages * logp
     stats = _ratio_stats(log_ratio, weight != ratio, mask)
     return aggregate(loss, mask, mode, denominator), stats
 
@@ -334,12 +328,11 @@ def _preference_stats(chosen_reward: Tensor, rejected_reward: Tensor) -> dict:
 
 def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor,
              ref_rejected_logp: Tensor, beta: float = 0.1, label_smoothing: float = 0.0,
-             denominator=None) -> tuple[Tensor, dict]:
+             denominator=None) -> LossAndStats:
     """-(1-ε) log σ(h) - ε log σ(-h), h = r(chosen) - r(rejected), r = β (log π - log ref).
 
     (B,) log-probs summed over the answer; r is the implicit reward. ε: the share of flipped labels
-    ("conservative" DPO). Rafailov et al. 2023 (arXiv:2305.18290), eq. 7.
-    """
+    ("conservative" DPO). Rafailov et al. 2023 (arXiv:2305.18290), eq. 7."""
     _same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp,
                 ref_chosen_logp=ref_chosen_logp, ref_rejected_logp=ref_rejected_logp)
     chosen_reward = beta * (chosen_logp - ref_chosen_logp)
@@ -351,12 +344,11 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
 
 def ipo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor,
              ref_rejected_logp: Tensor, beta: float = 0.1,
-             denominator=None) -> tuple[Tensor, dict]:
+             denominator=None) -> LossAndStats:
     """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a regression on 1 / (2β).
 
     On the log-probs as given: summed (the paper's) and averaged ones are different losses.
-    Azar et al. 2023 (arXiv:2310.12036), eq. 17.
-    """
+    Azar et al. 2023 (arXiv:2310.12036), eq. 17."""
     _same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp,
                 ref_chosen_logp=ref_chosen_logp, ref_rejected_logp=ref_rejected_logp)
     chosen = chosen_logp - ref_chosen_logp
@@ -367,13 +359,12 @@ def ipo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
 
 def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, kl: Tensor, beta: float = 0.1,
              desirable_weight: float = 1.0, undesirable_weight: float = 1.0,
-             denominator=None) -> tuple[Tensor, dict]:
+             denominator=None) -> LossAndStats:
     """w (1 - σ(±β (log π - log ref - kl))), + if the answer is desirable, - if not. No pairs.
 
     logp, ref_logp (B,) summed; desirable (B,) bool; mean over rows. kl: the 0-dim reference point,
     taken as given and without gradient (the paper: KL(π‖ref) from mismatched prompts and answers,
-    at least 0). Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8.
-    """
+    at least 0). Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8."""
     _same_shape(logp=logp, ref_logp=ref_logp, desirable=desirable)
     desirable = desirable.bool()
     log_ratio = logp - ref_logp
@@ -387,12 +378,11 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, kl: Tensor, beta
 
 
 def simpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float = 2.0,
-               gamma: float = 1.0, denominator=None) -> tuple[Tensor, dict]:
+               gamma: float = 1.0, denominator=None) -> LossAndStats:
     """-log σ(β (chosen - rejected) - γ) on log-probs averaged over the answer; no reference.
 
     (B,). γ is the target margin itself, not its ratio to β. Meng et al. 2024 (arXiv:2405.14734),
-    eq. 6.
-    """
+    eq. 6."""
     _same_shape(chosen_mean_logp=chosen_mean_logp, rejected_mean_logp=rejected_mean_logp)
     chosen = beta * chosen_mean_logp
     rejected = beta * rejected_mean_logp
@@ -401,12 +391,11 @@ def simpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float
 
 
 def orpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float = 0.1,
-              denominator=None) -> tuple[Tensor, dict]:
+              denominator=None) -> LossAndStats:
     """-β log σ(log odds(chosen) - log odds(rejected)), odds(p) = p / (1 - p); mean over rows.
 
     (B,): log p averaged over the answer. To be added to the chosen answer's NLL (`sft_loss`).
-    Hong et al. 2024 (arXiv:2403.07691), eq. 6 and 7.
-    """
+    Hong et al. 2024 (arXiv:2403.07691), eq. 6 and 7."""
     _same_shape(chosen_mean_logp=chosen_mean_logp, rejected_mean_logp=rejected_mean_logp)
 
     def log_odds(logp):

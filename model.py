@@ -68,8 +68,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
     rope_scaling stretches the context that a model was first trained for (Llama 3.1). Pairs that
     turn less than `low_freq_factor` times within the original context turn `factor` times slower;
-    pairs that turn more than `high_freq_factor` times stay as they are; in between is a mixture.
-    """
+    pairs that turn more than `high_freq_factor` times stay as they are; in between is a mixture."""
     # They are in no checkpoint. So they are computed on the CPU, even where a model is built
     # without memory (torch.device("meta")).
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
@@ -87,8 +86,7 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: turns each pair (x_i, x_{i + hs/2}) by the angle position * frequency_i.
 
-    x (B, T, n, hs); cos and sin of the angles (B or 1, T, 1, hs/2). RoFormer (arXiv:2104.09864).
-    """
+    x (B, T, n, hs); cos and sin of the angles (B or 1, T, 1, hs/2). RoFormer (arXiv:2104.09864)."""
     cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
@@ -102,8 +100,7 @@ class KVCache:
 
         column        0  1  2  3 | 4  5  6
         row 0         a  b  .  . | c  d  e          positions 0 1     2 3 4
-        row 1         f  g  h  i | j  k  l          positions 0 1 2 3 4 5 6
-    """
+        row 1         f  g  h  i | j  k  l          positions 0 1 2 3 4 5 6"""
 
     def __init__(self, config: ModelConfig, prompt_lengths: Tensor, max_len: int, dtype):
         B, device = len(prompt_lengths), prompt_lengths.device
@@ -250,8 +247,7 @@ class Transformer(nn.Module):
         """tokens (B, T) -> final hidden states (B, T, C).
 
         With a cache: first the prompts, right-padded; then one token per row and call, at its own
-        position, positions (B, 1), which attends to all tokens before it.
-        """
+        position, positions (B, 1), which attends to all tokens before it."""
         x = self.embed_tokens(tokens)
         if positions is None:
             T = tokens.shape[1]
@@ -279,8 +275,7 @@ class ScalarModel(nn.Module):
 
     One number per token, float32 or wider; the number at t has seen tokens[:, :t + 1]. A reward
     model is read at the last token. A critic is read at every token: the number at t - 1 is
-    V(s_t), the value of the state before token t. The head starts at 0, and so does every value.
-    """
+    V(s_t), the value of the state before token t. The head starts at 0, and so does every value."""
 
     def __init__(self, transformer: Transformer):
         super().__init__()

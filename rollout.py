@@ -66,8 +66,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     generator: a CPU generator of the noise; or give the noise itself, (B, max_new_tokens) uniform
     in [0, 1). micro_batch_tokens: as many tokens of the prompts, or one prompt, go through the
     model at once. Errors: ValueError if a prompt is empty, or if it is too long for the context
-    together with max_new_tokens.
-    """
+    together with max_new_tokens."""
     _check(model.config.max_seq_len, prompts, max_new_tokens, temperature)
     device = model.embed_tokens.weight.device
     B, P = len(prompts), max(map(len, prompts))
@@ -252,16 +251,24 @@ def row_lengths(mask: Tensor) -> Tensor:
     return (mask.bool() * column).amax(1).clamp(min=1)
 
 
-def micro_batches(mask: Tensor, max_tokens: int) -> list[tuple[Tensor, int]]:
-    """Split a batch into micro-batches. -> a list of (row indices, T).
+def mini_batches(rows: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The rows in a random order, in n parts of like size: one update each."""
+    order = torch.randperm(len(rows), generator=generator)
+    return rows[order.to(rows.device)].chunk(n)
+
+
+def micro_batches(mask: Tensor, max_tokens: int,
+                  rows: Tensor | None = None) -> list[tuple[Tensor, int]]:
+    """Split these rows of a batch, or all, into micro-batches. -> a list of (row indices, T)
 
     Each has at most max_tokens tokens with its padding, or one row. Rows of like length go
     together; a row over 1.5 times as long as the shortest starts a new one."""
     lengths = row_lengths(mask).tolist()
+    rows = range(len(mask)) if rows is None else rows.tolist()
     batches, batch = [], []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        is_full = (len(batch) + 1) * lengths[row] > max_tokens
-        if batch and (is_full or lengths[row] > 1.5 * lengths[batch[0]]):
+    for row in sorted(rows, key=lambda row: lengths[row]):
+        n_tokens = (len(batch) + 1) * lengths[row]
+        if batch and (n_tokens > max_tokens or lengths[row] > 1.5 * lengths[batch[0]]):
             batches.append(batch)
             batch = []
         batch.append(row)

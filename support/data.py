@@ -181,7 +181,7 @@ def _split_after_stop(tokenizer, ids: list[int]) -> tuple[list[int], list[int]]:
     return ids + [tokenizer.eos_id], []
 
 
-def encode(examples: list[dict], path: str, fields) -> list[dict]:
+def encode_examples(examples: list[dict], path: str, fields) -> list[dict]:
     """Each example with fields(its columns), a dict, added.
 
     What can't be encoded, as messages without a template, is named by line."""
@@ -194,7 +194,7 @@ def encode(examples: list[dict], path: str, fields) -> list[dict]:
     return encoded
 
 
-def usable(examples: list[dict], path: str, reason_not) -> list[dict]:
+def drop_unusable(examples: list[dict], path: str, reason_not) -> list[dict]:
     """Drop the examples for which `reason_not(example)` is a text; say how many, where the first.
 
     ValueError if none is left."""
@@ -257,7 +257,7 @@ def read_demonstrations(path: str, tokenizer, context: int) -> list[dict]:
         return ""
 
     examples = read_jsonl(path, ("prompt", "completion"), instead="messages")
-    return usable(encode(examples, path, encode_columns), path, reason_not)
+    return drop_unusable(encode_examples(examples, path, encode_columns), path, reason_not)
 
 
 def hold_out(examples: list[dict], path: str, most: int) -> tuple[list[dict], list[dict]]:

@@ -21,7 +21,7 @@ class Averages:
         self.sums = {}
 
     def add(self, stats: dict, weight) -> None:
-        """stats: 0-dim tensors, each a mean over this micro-batch; weight: its share of the step."""
+        """stats: 0-dim tensors, each a mean over a micro-batch; weight: its share of the step."""
         for name, value in stats.items():
             self.sums[name] = self.sums.get(name, 0.0) + (value * weight).item()
 
@@ -52,14 +52,17 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
 
 
 def step_metrics(grad_norms: list[float], mask: torch.Tensor, started: float) -> dict[str, float]:
-    """How a step went. mask: of the tokens that tokens_per_second counts; evaluations are empty,
-    unless there is one."""
+    """How a step went. mask: of the tokens that tokens_per_second counts."""
     seconds = time.perf_counter() - started
     return {
         "updates": sum(0 < norm < math.inf for norm in grad_norms),
         "grad_norm": sum(grad_norms) / max(len(grad_norms), 1),
         "tokens_per_second": mask.sum().item() / seconds,
         "seconds": seconds,
-        "eval_greedy": "",
-        "eval_sampled": "",
     }
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the actions: 1, V knows all; 0, nothing. (N,)"""
+    error = returns - values
+    return 1 - (error.var() / returns.var().clamp(min=1e-8)).item()

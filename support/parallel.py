@@ -1,8 +1,8 @@
 """Several processes of one run, as torchrun starts them; with one, nothing here does anything.
 
-Each process holds the models and the whole batch, and computes a share of its rows. Of an algorithm
-four calls know of it: `generate` and `map_micro_batches`, which share rows out and gather what comes
-of them, `my_rows` of a mini-batch, and `sum_gradients` after it.
+Each process holds the models and the whole batch, and computes a share of its rows. An algorithm
+has four calls for it: `generate` and `map_micro_batches`, which share rows out and gather what
+comes of them; `my_rows` of a mini-batch; and `sum_gradients` after it.
 """
 import functools
 import signal

@@ -1,10 +1,157 @@
-"""What PPO and GRPO share and neither is about."""
+"""What PPO and GRPO share and neither is about: settings, where rewards come from, prompts, β."""
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
-from support.data import encode, encode_prompt, hold_out, read_jsonl, take, usable
-from support.models import numpy_rng
-from support.rewards import right_answer
-from task import held_out_problems, sum_problems
+import torch
+import torch.nn.functional as F
+
+from losses import adaptive_kl_coef
+from model import ScalarModel
+from rollout import Rollout, sequence_scores
+from support import parallel
+from support.cli import RunConfig, UserError, flag_of, refuse, setting, user_errors
+from support.data import (drop_unusable, encode_examples, encode_prompt, hold_out, read_jsonl,
+                          take)
+from support.models import copy_for_inference, numpy_rng
+from support.pretrained import load_pretrained, load_scalar_model
+from support.rewards import load_reward, reward_answers, right_answer
+from support.run import ensure_trained, model_directory
+from support.tokenizer import same_tokenizer
+from task import held_out_problems, sum_problems, sum_reward
+
+
+@dataclass(kw_only=True)
+class RLConfig(RunConfig):
+    """The settings of PPO and GRPO alike."""
+    kl_in: ClassVar[str] = "reward"
+    reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION")
+    reward_model: str = setting("", "a reward model, run or model directory, instead of --reward")
+    unfinished_score: float = setting(
+        -5.0, "score of a cut-off answer, of which the reward model never saw one")
+    steps: int = setting(50, "steps; each samples anew", low=1)
+    prompts_per_step: int = setting(256, "different prompts per step", low=1)
+    max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)
+    temperature: float = setting(1.0, "of sampling, and of all log-probs", low=0.01)
+    lr: float = setting(2e-4, "learning rate of the policy", low=0.0)
+    epochs: int = setting(1, "passes over each step's answers", low=1)
+    minibatches: int = setting(2, "updates per pass", low=1)
+    kl_coef: float = setting(0.05, "β, weight of the KL penalty", low=0.0)
+    kl_target: float = setting(
+        0.0, "nats per answer that an adaptive β steers to; 0: β is fixed", low=0.0)
+    kl_horizon: float = setting(10000.0, "answers over which an adaptive β moves", low=1.0)
+    ref_ema: float = setting(
+        0.0, "the reference follows: ref = ema * ref + (1 - ema) * policy; 0: frozen",
+        low=0.0, high=1.0)
+    ref_sync: int = setting(
+        0, "the reference becomes a copy of the policy every N steps; 0: frozen", low=0)
+
+    def check(self, given: dict) -> None:
+        """Refuse what makes no sense together, and flags that have no effect."""
+        if self.reward and self.reward_model:
+            raise UserError("--reward and --reward-model are both given, expected one")
+        if self.ref_ema and self.ref_sync:
+            raise UserError("--ref-ema and --ref-sync are both given, expected one")
+        if self.ref_ema == 1:
+            raise UserError("--ref-ema 1 keeps the reference as it is, expected less than 1")
+        if self.kl_coef == 0:
+            refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
+        if not self.kl_target:
+            refuse(given, "kl_horizon", why="without --kl-target")
+        if self.reward:
+            refuse(given, "unfinished_score",
+                   why="with --reward, which scores cut-off answers itself")
+        elif self.data:
+            refuse(given, "eval_every", "eval_problems", why="with --data and a reward model: "
+                   "nothing says which answers are right")
+
+
+# ------------------------------------------------------------------------------- where it starts
+
+@user_errors()
+def load_start(config, train_sft, run, device):
+    """The model to start from and its tokenizer: --model, or runs/sft. `run` notes what it was."""
+    start = model_directory(config.model or ensure_trained("runs/sft", train_sft, config))
+    policy, tokenizer = load_pretrained(start, torch.float32, device)
+    run.note(model=start, data=config.data)
+    return policy, tokenizer
+
+
+@user_errors()
+def load_scores(role: str, path: str, tokenizer, run, device):
+    """A ScalarModel that reads the policy's tokens, as --reward-model or --critic."""
+    path = model_directory(path)
+    model, its_tokenizer = load_scalar_model(path, torch.float32, device)
+    if not same_tokenizer(tokenizer, its_tokenizer):
+        raise UserError(f"{flag_of(role)} {path}: its tokenizer is not that of the policy, "
+                        "expected the same")
+    run.note(**{role: path})
+    return model
+
+
+def load_critic(config, policy, reward, tokenizer, run, device):
+    """The critic starts where it knows most: as the reward model, if there is one, else as the
+    policy's trunk with values of 0."""
+    if config.critic not in ("", "policy"):
+        return load_scores("critic", config.critic, tokenizer, run, device)
+    if config.critic == "policy" or reward.model is None:
+        return ScalarModel(policy)
+    return load_scores("reward_model", reward.path, tokenizer, run, device)
+
+
+# -------------------------------------------------------------------------------------- rewards
+
+class Reward:
+    """What rewards answers: a function of their texts, or a reward model of their tokens.
+
+    `function`: the function; of a reward model, the truth that evaluations ask for, if there is
+    one: the built-in task's verifier. `model`: the reward model, or None; `path`: its directory."""
+
+    def __init__(self, config, tokenizer, run, device, train_rm=None):
+        """train_rm: what trains runs/rm, where neither --reward nor --reward-model is given."""
+        self.tokenizer = tokenizer
+        self.device = device
+        self.unfinished_score = config.unfinished_score
+        self.micro_batch_tokens = config.micro_batch_tokens
+        self.model, self.path = None, ""
+        if config.reward:
+            with user_errors():
+                self.function = load_reward(config.reward, config.data)
+        else:
+            self.function = None if config.data else sum_reward
+            path = config.reward_model or ensure_trained("runs/rm", train_rm, config)
+            self.path = model_directory(path)
+            model = load_scores("reward_model", self.path, tokenizer, run, device)
+            self.model = copy_for_inference(model).requires_grad_(False)
+
+    def __call__(self, examples: list[dict], rollout: Rollout) -> torch.Tensor:
+        """The reward of each answer. (B,) float32"""
+        if self.model is None:
+            rewards = reward_answers(self.function, examples, rollout.responses(),
+                                     rollout.finished.tolist(), self.tokenizer)
+            return torch.tensor(rewards, device=self.device)
+
+        scores = parallel.map_micro_batches(sequence_scores, self.model, rollout.tokens,
+                                            rollout.mask, self.micro_batch_tokens)
+        # The reward model never saw an answer that was cut off.
+        return torch.where(rollout.finished, scores, self.unfinished_score)
+
+
+def concatenate(rollouts: list[Rollout]) -> Rollout:
+    """The rows of several rollouts as one, padded to the longest."""
+    T = max(rollout.tokens.shape[1] for rollout in rollouts)
+
+    def join(name: str) -> torch.Tensor:
+        parts = [getattr(rollout, name) for rollout in rollouts]
+        if parts[0].dim() == 2:
+            parts = [F.pad(x, (0, T - x.shape[1])) for x in parts]
+        return torch.cat(parts)
+
+    return Rollout(tokens=join("tokens"), mask=join("mask"), logp=join("logp"),
+                   finished=join("finished"), prompt_lengths=join("prompt_lengths"))
+
+
+# -------------------------------------------------------------------------------------- prompts
 
 
 def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
@@ -39,7 +186,7 @@ def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
                     "of the context")
         return ""
 
-    return usable(encode(examples, path, encode_columns), path, reason_not)
+    return drop_unusable(encode_examples(examples, path, encode_columns), path, reason_not)
 
 
 def _check_answer(columns: dict, place: str) -> None:
@@ -65,8 +212,12 @@ def _check_names(columns: dict, place: str) -> None:
                              "reward function is given of the answers; expected another name")
 
 
-def load_prompts(config, tokenizer, context: int):
-    """A function step -> examples of that step, and the examples of every evaluation."""
+@user_errors()
+def load_prompts(config, tokenizer, *models):
+    """A function step -> examples of that step, and the examples of every evaluation.
+
+    Prompts and answers fit the context of all models; None is no model."""
+    context = min(model.config.max_seq_len for model in models if model is not None)
     longest = context - config.max_new_tokens
     if config.data:
         examples = read_prompts(config.data, config.reward, tokenizer, longest)
@@ -83,3 +234,35 @@ def load_prompts(config, tokenizer, context: int):
         return [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems]
 
     return batch, held_out_problems(config.eval_problems, tokenizer, longest)
+
+
+# -------------------------------------------------------------------------------------------- β
+
+class KLCoefficient:
+    """β. With --kl-target it moves so that the KL of an answer comes to the target."""
+
+    def __init__(self, config):
+        self.value = config.kl_coef
+        self.target = config.kl_target
+        self.horizon = config.kl_horizon
+        self.kl_in = config.kl_in
+
+    @property
+    def in_loss(self) -> float:
+        return self.value if self.kl_in == "loss" else 0.0
+
+    @property
+    def in_reward(self) -> float:
+        return self.value if self.kl_in == "reward" else 0.0
+
+    def update(self, answer_kl: float, n_answers: int) -> None:
+        """answer_kl: nats per answer, the mean over n_answers."""
+        if self.target:
+            self.value = adaptive_kl_coef(self.value, answer_kl, self.target, n_answers,
+                                          self.horizon)
+
+    def state_dict(self) -> dict:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value = state["value"]

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from model import Transformer
-from support.cli import UserError, first_line, run_path, user_errors
+from support import plot
+from support.cli import UserError, first_line, flag_of, run_path, user_errors
 from support.models import peak_memory_mb, pick_device
-from support.parallel import on_rank_0, rank, summed, world
+from support.parallel import all_reduce_sum, on_rank_0, rank
 from support.pretrained import save_pretrained
 from support.tokenizer import FILES as TOKENIZER_FILES
 
@@ -33,6 +34,10 @@ MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKE
 MODEL_NOTE = "run.json"
 # So many bad steps in a row end a run.
 BAD_STEPS = 5
+# What the progress bar shows: column -> its name there, and its form.
+SHOWN = {"loss": ("loss", ".3f"), "accuracy": ("accuracy", ".3f"),
+         "chosen_logp": ("chosen_logp", ".2f"), "reward": ("reward", ".3f"), "kl": ("kl", ".4f"),
+         "response_length": ("length", ".1f"), "tokens_per_second": ("tok/s", ",.0f")}
 
 
 def model_directory(path: str) -> Path:
@@ -47,35 +52,40 @@ def model_directory(path: str) -> Path:
 
 
 @on_rank_0
-def there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
     """Whether a file exists.
 
     What one process sees holds for all, because it may create the file while the others look."""
     return path.exists()
 
 
-def trained(run: str, train, config) -> str:
+def ensure_trained(run: str, train, config) -> str:
     """`run`, trained by the script's main `train` if it isn't there, or finished if it was cut off.
 
     Of several processes that miss it, one trains it and the others wait. A run that is resumed
     started from a `run` that was there: what is trained now may be another."""
     model = Path(run) / "model" / "config.json"
-    if there(model):
+    if is_there(model):
         return run
     if config.resume:
         raise UserError(f"{run} is not there any more, "
                         f"but the run in {run_path(config)} started from it")
     lock_or_wait(Path(run))
-    if not there(model):
+    if not is_there(model):
         print(f"{run} is not there yet: training it first", flush=True)
-        train(["--out", run, *(["--device", config.device] if config.device else []),
-               *(["--resume"] if there(Path(run) / "config.json") else [])])
-        pick_device(config)                                     # the nested run switched autocast as its own settings say
+        arguments = ["--out", run]
+        if config.device:
+            arguments += ["--device", config.device]
+        if is_there(Path(run) / "config.json"):
+            arguments += ["--resume"]
+        train(arguments)
+        # The nested run switched autocast as its own settings say.
+        pick_device(config)
     unlock(Path(run))
     return run
 
 
-def trouble(row: dict) -> list[str]:
+def find_trouble(row: dict) -> list[str]:
     """What is wrong with a policy, from a row of its metrics: for the progress bar."""
     signs = []
     entropy = row.get("entropy")
@@ -86,16 +96,6 @@ def trouble(row: dict) -> list[str]:
     if row.get("kl", 0) > 1:
         signs.append("far from the reference")
     return signs
-
-
-def read_csv(file: Path) -> list[dict]:
-    """A file's rows, as text."""
-    with open(file, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
-def read_metrics(run: Path) -> list[dict]:
-    return read_csv(run / "metrics.csv")
 
 
 def sync(path: Path) -> None:
@@ -211,11 +211,8 @@ class Run:
         self.own = run_files({"algorithm": config.algorithm, **asdict(config)})
         # Whether Ctrl-C was pressed.
         self.interrupted = False
-        # The updates of this step that were skipped, and the bad steps in a row up to now.
-        self.skipped = 0
+        # The bad steps in a row up to now.
         self.bad_steps = 0
-        # Of this step, optimizer -> whether it made an update.
-        self.finite = {}
         # Name -> path and SHA-256 of what the run is made from.
         self.inputs = {}
         # Name -> text of the files that `start` is to write.
@@ -260,7 +257,7 @@ class Run:
         for name, path in inputs.items():
             if not path:
                 continue
-            flag = f"--{name.replace('_', '-')} {path}"
+            flag = f"{flag_of(name)} {path}"
             replaced = set() if self.config.resume else {*self.held, *self.own}
             for own in replaced:
                 own_path = (self.path / own).resolve()
@@ -302,10 +299,10 @@ class Run:
         self._compare(noted_as, str(file), file)
         return file.read_bytes().decode()
 
-    def start(self, parts: dict, **values):
+    def start(self, parts: dict) -> int:
         """Create the directory, or resume: load `parts` (objects with a state_dict).
 
-        -> the first step, the saved `values`."""
+        -> the first step."""
         models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
         self.device = next(models[0].parameters()).device
         for model in models:
@@ -318,12 +315,12 @@ class Run:
         with user_errors():
             self._claim()
             if self.begun:
-                step, values, sizes = self._load(parts)
+                step, sizes = self._load(parts)
             self._prepare(sizes)
         if step == 0:
-            self._checkpoint(0, parts, values)
+            self._checkpoint(0, parts)
         self.first_step = step
-        return step, values
+        return step
 
     @on_rank_0
     def _claim(self) -> None:
@@ -343,12 +340,12 @@ class Run:
     def _load(self, parts):
         """Load `parts` from the checkpoint, or exit if the run is finished.
 
-        -> the step, the saved `values`, and the sizes of the files at that time."""
+        -> the step, and the sizes of the files at that time."""
         file = self.path / "checkpoint.pt"
         try:
             # weights_only: tensors and numbers are read, and no code is run.
             state = torch.load(file, map_location="cpu", weights_only=True)
-            step, values, sizes = state["step"], state["values"], state["sizes"]
+            step, sizes = state["step"], state["sizes"]
             if state["algorithm"] != self.config.algorithm or state["parts"].keys() != parts.keys():
                 raise ValueError(f"it is of {state['algorithm']} with {', '.join(state['parts'])}, "
                                  f"expected {', '.join(parts)}")
@@ -363,7 +360,7 @@ class Run:
             unlock(self.path)
             print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)
-        return step, values, sizes
+        return step, sizes
 
     @on_rank_0
     def _prepare(self, sizes) -> None:
@@ -397,14 +394,14 @@ class Run:
             else:
                 (self.path / name).unlink(missing_ok=True)
 
-    def save(self, step: int, parts: dict, **values) -> None:
+    def save(self, step: int, parts: dict) -> None:
         """A checkpoint after this step, which counts from 0, if one is due.
 
         It is the end of the run if Ctrl-C was pressed."""
         # All stop together: a process that stopped alone would leave the others waiting.
-        interrupted = summed(self.interrupted)
+        interrupted = all_reduce_sum(self.interrupted)
         if self.due(step, self.config.save_every) or interrupted:
-            self._checkpoint(step + 1, parts, values)
+            self._checkpoint(step + 1, parts)
         if interrupted:
             self.bar.close()
             command = f"python train_{self.config.algorithm}.py --out {self.path} --resume"
@@ -417,7 +414,7 @@ class Run:
         return file.stat().st_size if file.exists() else 0
 
     @on_rank_0
-    def _checkpoint(self, step, parts, values):
+    def _checkpoint(self, step, parts):
         """Write a checkpoint, from which --resume goes on with this step."""
         sizes = {}
         for name in ("metrics.csv", "samples.txt"):
@@ -425,8 +422,7 @@ class Run:
             if sizes[name]:
                 sync(self.path / name)
         states = {name: part.state_dict() for name, part in parts.items()}
-        state = {"algorithm": self.config.algorithm, "step": step, "values": values, "sizes": sizes,
-                 "parts": states}
+        state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes, "parts": states}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write_text(self, name: str, text: str) -> None:
@@ -485,29 +481,18 @@ class Run:
         The step counts from 0."""
         return step + 1 == self.config.steps or every > 0 and (step + 1) % every == 0
 
-    def update(self, optimizer, model) -> float:
-        """Clip the gradient to norm 1, step, clear. -> the norm before. The weights stay where they are if the gradient isn't finite,
-        and if it is 0: Adam's momentum would go on moving them where nothing was learned."""
-        for p in model.parameters() if world() > 1 else ():          # each process has the part of its rows, or none
-            p.grad = summed(torch.zeros_like(p) if p.grad is None else p.grad)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item()
-        self.finite[optimizer] = self.finite.get(optimizer, False) or math.isfinite(norm)
-        if 0 < norm < math.inf:
-            optimizer.step()
-        elif norm != 0:
-            self.skipped += 1
-            if rank() == 0:
-                self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped", file=sys.stderr)
-        optimizer.zero_grad()
-        return norm
-
     @on_rank_0
-    def log(self, row: dict, shown: dict) -> None:
-        """A row of metrics.csv, written as it happens; `shown` is for the progress bar.
+    def log(self, row: dict, *grad_norms: list[float]) -> None:
+        """A row of metrics.csv, written as it happens; some of it is for the progress bar.
 
-        UserError if too many steps in a row were bad."""
-        row = {**row, "skipped_updates": self.skipped}
-        row["peak_memory_mb"] = peak_memory_mb(self.device)
+        grad_norms: for each optimizer the gradient's norm at each update that it was to make. One
+        that isn't finite was skipped. UserError if too many steps in a row were bad."""
+        bad_norms = [norm for norms in grad_norms for norm in norms if not math.isfinite(norm)]
+        for norm in bad_norms:
+            self.bar.write(f"warning: the gradient's norm is {norm}: this update is skipped",
+                           file=sys.stderr)
+        row = {**row, "skipped_updates": len(bad_norms), "peak_memory_mb":
+               peak_memory_mb(self.device)}
         file = self.path / "metrics.csv"
         with self._writing(file.name), open(file, "a", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
@@ -515,22 +500,19 @@ class Run:
                 writer.writerow(row)
             written = [f"{float(value):.6g}" if value != "" else "" for value in row.values()]
             writer.writerow(written)
-        numbers = [f"{name} {value}" for name, value in shown.items()]
-        self.bar.set_postfix_str("  ".join(numbers + trouble(row)))
-        # A step is a good one if each optimizer made at least one of its updates.
-        if all(self.finite.values()):
-            self.bad_steps = 0
-        else:
-            self.bad_steps += 1
-        self.skipped = 0
-        self.finite = {}
+        numbers = [f"{name} {row[column]:{form}}" for column, (name, form) in SHOWN.items()
+                   if row.get(column, "") != ""]
+        self.bar.set_postfix_str("  ".join(numbers + find_trouble(row)))
+        # A step is a bad one if an optimizer made none of its updates.
+        made_none = [norms and not any(map(math.isfinite, norms)) for norms in grad_norms]
+        self.bad_steps = self.bad_steps + 1 if any(made_none) else 0
         if self.bad_steps == BAD_STEPS:
             raise UserError(f"{self.path}: in each of the last {BAD_STEPS} steps an optimizer made "
                             "no update, as no gradient for it was finite; "
                             "the last checkpoint stands", status=1)
 
     @on_rank_0
-    def sample(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
+    def log_samples(self, step: int, found: dict[str, float], lines: list[str]) -> dict[str, float]:
         """Append what an evaluation found, prompts and answers, to samples.txt. -> found"""
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         title = f"=== step {step}: {numbers}"
@@ -539,35 +521,11 @@ class Run:
             f.write("\n".join([title, *lines, "", ""]))
         return found
 
-    def plot(self, panels: dict[str, list[str]]) -> None:
-        """curves.png: a panel for each entry, axis label -> columns of metrics.csv."""
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-        rows = read_metrics(self.path)
-        columns = 3
-        figure, axes = plt.subplots(math.ceil(len(panels) / columns), columns, figsize=(12, 3 * math.ceil(len(panels) / columns)),
-                                    squeeze=False, layout="constrained")
-        for axis, (label, names) in zip(axes.flat, panels.items()):
-            for name in names:
-                points = [(int(row["step"]), float(row[name])) for row in rows if row[name] != ""]
-                if points:
-                    axis.plot(*zip(*points), label=name, marker="o" if name.startswith("eval") else None, markersize=3)
-            axis.set(xlabel="step", ylabel=label)
-            axis.grid(alpha=0.3)
-            if len(axis.lines) > 1:
-                axis.legend(fontsize=8)
-        for axis in axes.flat[len(panels):]:
-            axis.axis("off")
-        figure.suptitle(f"{self.config.algorithm}: {self.path}")
-        with self._writing("curves.png"):
-            figure.savefig(self.path / "curves.png", dpi=110)
-        plt.close(figure)
-
     @on_rank_0
-    def finish(self, model, tokenizer, panels: dict[str, list[str]]) -> None:
+    def finish(self, model, tokenizer) -> None:
         """The end of a run: curves.png, and model/, which is whole and says of which step it is."""
-        self.plot(panels)
+        with self._writing("curves.png"):
+            plot.draw_curves(self.path, self.config.algorithm)
         names = (".model.unfinished", ".model.replaced", "model")
         new, old, final = (self.path / name for name in names)
         note = {"algorithm": self.config.algorithm, "step": max(self.first_step, self.config.steps)}

@@ -418,11 +418,11 @@ def test_what_is_nested_too_deep_for_any_of_the_steps_is_named(tmp_path, chat):
 
 def test_unusable_examples_are_counted(capsys):
     examples = [{"n": n, "line": n + 1} for n in range(5)]
-    assert usable(examples, "f", lambda e: "odd" if e["n"] % 2 else "") == [
+    assert drop_unusable(examples, "f", lambda e: "odd" if e["n"] % 2 else "") == [
         examples[0], examples[2], examples[4]]
     assert capsys.readouterr().out == "f: dropped 2 of 5 examples, odd (first: line 2)\n"
     with pytest.raises(ValueError, match="none of 5"):
-        usable(examples, "f", lambda e: "odd")
+        drop_unusable(examples, "f", lambda e: "odd")
 
 
 def test_take_shows_every_example_once_an_epoch():
