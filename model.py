@@ -87,8 +87,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding: turns each pair (x_i, x_{i + hs/2}) by the angle position * frequency_i.
 
     x (B, T, n, hs); cos and sin of the angles (B or 1, T, 1, hs/2). RoFormer (arXiv:2104.09864)."""
-    cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    x1, x2 = x.chunk(2, -1)                                                     # (B, T, n, hs/2)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
 
 
 class KVCache:
