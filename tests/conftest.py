@@ -6,7 +6,9 @@ import torch
 import train_sft
 from model import ModelConfig, Transformer
 from support.pretrained import save_pretrained
-from support.run import Run, read_metrics
+from support import plot
+from support.plot import read_metrics
+from support.run import Run
 from support.tokenizer import builtin_tokenizer
 
 # With tensors this small, two threads mostly wait for each other.
