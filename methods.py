@@ -118,7 +118,8 @@ def sample_until_signal(config, answer, batch, step):
     DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476)."""
     rollouts, rewards = [], []
     for i in range(step * ROUNDS, (step + 1) * ROUNDS):
-        rollout, earned = answer(repeat_each(batch(i), config.group_size), i)
+        examples = repeat_each(batch(i), config.group_size)
+        rollout, earned = answer(examples, i, config.temperature)
         rollouts.append(rollout)
         rewards.append(earned)
         groups = torch.cat(rewards).view(-1, config.group_size)
@@ -144,7 +145,7 @@ def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl
     elif config.baseline == "others":
         advantages = rloo_advantages(earned, config.group_size)
     elif config.baseline == "greedy":
-        _, greedy_rewards = answer(prompts, 0, temperature=0)                           # (B / G,)
+        _, greedy_rewards = answer(prompts, i=0, temperature=0)                         # (B / G,)
         baseline = greedy_rewards.repeat_interleave(config.group_size)                  # (B,)
         advantages = remax_advantages(earned, baseline)
     else:
@@ -163,7 +164,7 @@ def rows_to_learn_from(config, advantages):
     return rows.flatten(), no_signal.float().mean().item()
 
 
-def policy_loss(config, logp, old_logp, ref_logp, advantages, mask, kl_coef, denominator):
+def policy_loss(config, kl_coef, logp, old_logp, ref_logp, advantages, mask, denominator):
     """The method's loss, and its KL penalty, of a micro-batch. (b, T) each -> loss, stats"""
     clip, mode = config.clip_range, config.aggregate
     if config.loss == "grpo":
@@ -176,7 +177,7 @@ def policy_loss(config, logp, old_logp, ref_logp, advantages, mask, kl_coef, den
         loss, stats = cispo_loss(logp, old_logp, advantages, mask, *clip, mode, denominator)
     else:
         loss, stats = policy_gradient_loss(logp, advantages, mask, mode, denominator)
-    if kl_coef:
+    if kl_coef.in_loss:
         kl = kl_penalty(logp, ref_logp, mask, config.kl_estimator)
-        loss = loss + kl_coef * aggregate(kl, mask, mode, denominator)
+        loss = loss + kl_coef.in_loss * aggregate(kl, mask, mode, denominator)
     return loss, stats

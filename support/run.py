@@ -423,7 +423,8 @@ class Run:
             if sizes[name]:
                 sync(self.path / name)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes, "parts": states}
+        state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes,
+                 "parts": states}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write_text(self, name: str, text: str) -> None:
