@@ -42,8 +42,8 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
     returns = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
-        new = rewards[:, t] + gamma * running
-        running = torch.where(mask[:, t], new, running)             # a hole changes nothing
+        return_t = rewards[:, t] + gamma * running
+        running = torch.where(mask[:, t], return_t, running)           # a hole changes nothing
         returns[:, t] = running
     return returns.masked_fill(~mask, 0)
 
@@ -68,8 +68,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     for t in reversed(range(values.shape[1])):
         value, is_action = values[:, t], mask[:, t]
         delta = rewards[:, t] + gamma * next_value - value
-        new = delta + gamma * lam * running
-        running = torch.where(is_action, new, running)              # a hole changes nothing
+        advantage = delta + gamma * lam * running
+        running = torch.where(is_action, advantage, running)        # a hole changes nothing
         next_value = torch.where(is_action, value, next_value)
         advantages[:, t] = running
     advantages = advantages.masked_fill(~mask, 0)

@@ -40,8 +40,8 @@ def gather_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     Does not shift: logits[i] score tokens[i]."""
     _same_shape(logits=logits[..., 0], tokens=tokens)
     logp = torch.log_softmax(_at_least_float32(logits), -1)
-    chosen = logp.gather(-1, tokens[..., None])
-    return chosen.squeeze(-1)
+    token_logp = logp.gather(-1, tokens[..., None])
+    return token_logp.squeeze(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:

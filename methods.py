@@ -116,17 +116,17 @@ def sample_until_signal(config, answer, batch, step):
     """Ask further prompts until enough groups have two different rewards. -> Rollout, rewards (B,)
 
     DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476)."""
-    rollouts, rewards = [], []
+    rollouts, all_rewards = [], []
     for i in range(step * ROUNDS, (step + 1) * ROUNDS):
         examples = repeat_each(batch(i), config.group_size)
-        rollout, earned = answer(examples, i, config.temperature)
+        rollout, rewards = answer(examples, i, config.temperature)
         rollouts.append(rollout)
-        rewards.append(earned)
-        groups = torch.cat(rewards).view(-1, config.group_size)
+        all_rewards.append(rewards)
+        groups = torch.cat(all_rewards).view(-1, config.group_size)
         has_signal = (groups != groups[:, :1]).any(1)
         if has_signal.sum() >= config.prompts_per_step:
             break
-    return concatenate(rollouts), torch.cat(rewards)
+    return concatenate(rollouts), torch.cat(all_rewards)
 
 
 def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl_coef):
@@ -134,22 +134,22 @@ def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl
 
     rewards (B,); logp and mask (B, T). A KL penalty in the reward is paid before answers are
     compared."""
-    token_earned = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)            # (B, T)
+    rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)            # (B, T)
     if config.baseline == "batch/std":
-        return reinforce_pp_advantages(token_earned, mask)
-    earned = token_earned.sum(1)                                                        # (B,)
+        return reinforce_pp_advantages(rewards_t, mask)
+    rewards = rewards_t.sum(1)                                                          # (B,)
     if config.baseline == "group/std":
-        advantages = grpo_advantages(earned, config.group_size)
+        advantages = grpo_advantages(rewards, config.group_size)
     elif config.baseline == "group":
-        advantages = grpo_advantages(earned, config.group_size, scale=False)
+        advantages = grpo_advantages(rewards, config.group_size, scale=False)
     elif config.baseline == "others":
-        advantages = rloo_advantages(earned, config.group_size)
+        advantages = rloo_advantages(rewards, config.group_size)
     elif config.baseline == "greedy":
         _, greedy_rewards = answer(prompts, i=0, temperature=0)                         # (B / G,)
         baseline = greedy_rewards.repeat_interleave(config.group_size)                  # (B,)
-        advantages = remax_advantages(earned, baseline)
+        advantages = remax_advantages(rewards, baseline)
     else:
-        advantages = earned
+        advantages = rewards
     return advantages[:, None].expand(mask.shape)
 
 

@@ -48,8 +48,8 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
         threshold = uniform[:, None] * cdf[:, -1:]
         tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    chosen = probs.gather(-1, tokens[:, None]).squeeze(1)
-    return tokens, chosen.log()
+    token_probs = probs.gather(-1, tokens[:, None]).squeeze(1)
+    return tokens, token_probs.log()
 
 
 @torch.no_grad()
@@ -61,8 +61,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     prompts: lists of ids, of any lengths. stop_ids: a collection of ids; an empty one never stops.
     generator: a CPU generator of the noise; or give the noise itself, (B, max_new_tokens) uniform
     in [0, 1). micro_batch_tokens: so many tokens of the prompts, or one prompt, go through the
-    model at once. ValueError: a prompt is empty, or too long for the context with max_new_tokens.
-    """
+    model at once. ValueError: a prompt is empty or, with max_new_tokens, over the context."""
     _check(model.config.max_seq_len, prompts, max_new_tokens, temperature)
     device = model.embed_tokens.weight.device
     B, P = len(prompts), max(map(len, prompts))
@@ -139,8 +138,8 @@ def _prefill(model, prompts, prompt_lengths, max_new_tokens, micro_batch_tokens)
     cache = KVCache(model.config, prompt_lengths, P + max_new_tokens, dtype)
     h = weight.new_empty(B, model.config.dim)
     # Rows of [length, tokens], each once; and for each row of the batch, which of them it is.
-    labelled = torch.cat((prompt_lengths[:, None], prompts), 1)
-    unique, copy_of = labelled.unique(dim=0, return_inverse=True)
+    keyed = torch.cat((prompt_lengths[:, None], prompts), 1)
+    unique, copy_of = keyed.unique(dim=0, return_inverse=True)
     size = max(1, micro_batch_tokens // P)
     for part in torch.arange(len(unique), device=prompts.device).split(size):
         part_cache = KVCache(model.config, unique[part, 0], P, dtype)
@@ -222,8 +221,8 @@ def _score_actions(score, models, tokens, mask, temperature):
 def token_values(critic, tokens: Tensor, mask: Tensor) -> Tensor:
     """V(tokens[b, :t]), the value of the state before each action; 0 off the mask. (B, T)"""
     values = critic(tokens[:, :-1])                         # value t - 1 belongs to action t
-    nothing = torch.zeros_like(values[:, :1])
-    values = torch.cat((nothing, values), 1)
+    no_value = torch.zeros_like(values[:, :1])
+    values = torch.cat((no_value, values), 1)
     return values.masked_fill(~mask.bool(), 0)
 
 

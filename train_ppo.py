@@ -82,8 +82,8 @@ def main(argv=None) -> None:
 
         # 4. Advantages: what an action earned more than the critic expected. The critic's targets
         #    come from raw advantages. A cut-off answer ends like any: its reward already says so.
-        earned = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef.value)        # (B, T)
-        advantages, returns = gae(earned, old_values, mask, config.gamma, config.lam)
+        rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef.value)     # (B, T)
+        advantages, returns = gae(rewards_t, old_values, mask, config.gamma, config.lam)
         advantages = whiten(advantages, mask)                                           # (B, T)
         metrics["explained_variance"] = explained_variance(old_values[mask], returns[mask])
         rows = torch.arange(len(mask), device=device)

@@ -454,7 +454,7 @@ class Run:
                             "the last checkpoint stands for --resume", status=1) from error
 
     def steps(self):
-        """The steps that are left, which count from 0, with a progress bar that shows the time left.
+        """The steps that are left, from 0 on, with a progress bar that shows the time left.
 
         Ctrl-C lets `save` end the run; twice ends it at once."""
         def interrupt(number, frame):
