@@ -74,6 +74,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, (advantages + values).masked_fill(~mask, 0)
 
 
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over actions (N,): 1, V knows all; 0, nothing."""
+    error = returns - values
+    return 1 - (error.var() / returns.var().clamp(min=1e-8)).item()
+
+
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(var + eps) over all actions of the batch. (B, T) -> (B, T)
 

@@ -43,11 +43,10 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
     logits (N, V) -> tokens (N,), log-probs (N,). The noise of a token is one number, so a row's
     sample doesn't depend on which other rows are in the batch. temperature 0 takes the most likely
     token, with its log-prob at temperature 1."""
+    probs = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
-        probs = torch.softmax(logits.float(), -1)
         tokens = probs.argmax(-1)
     else:
-        probs = torch.softmax(logits.float() / temperature, -1)
         cdf = probs.cumsum(-1)
         # The last entry of the cdf is 1 up to rounding only.
         threshold = uniform[:, None] * cdf[:, -1:]
@@ -173,7 +172,7 @@ def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.
     Differentiable. temperature must be above 0: a greedy choice has no log-prob (ValueError)."""
     def score(logits, actions):
         return [gather_log_probs(logits, actions)]
-    [logp] = _score_actions(score, model, tokens, mask, temperature)
+    [logp] = _score_actions(score, [model], tokens, mask, temperature)
     return logp
 
 
@@ -182,52 +181,44 @@ def token_log_probs_and_entropies(model, tokens: Tensor, mask: Tensor,
     """The same, and the entropy of each action's distribution, detached. (B, T), (B, T)"""
     def score(logits, actions):
         return [gather_log_probs(logits, actions), entropy(logits.detach())]
-    logp, entropies = _score_actions(score, model, tokens, mask, temperature)
+    logp, entropies = _score_actions(score, [model], tokens, mask, temperature)
     return logp, entropies
-
-
-def _score_actions(score, model, tokens, mask, temperature) -> list[Tensor]:
-    """score(logits (N, V), actions (N,)) -> a list of (N,). -> (B, T) each, 0 off the mask.
-
-    Logits are computed for actions only, in chunks that are computed again in the backward pass,
-    so that memory doesn't grow with vocabulary * batch * length."""
-    if temperature <= 0:
-        raise ValueError(f"temperature {temperature}: a greedy choice has no log-prob, expected a "
-                         "number above 0")
-    mask = mask.bool()
-    states = states_before_actions(model, tokens, mask)                                 # (N, C)
-    actions = tokens[mask]                                                              # (N,)
-
-    def score_chunk(states, actions):
-        logits = model.lm_head(states).float()                                          # (chunk, V)
-        if temperature != 1:                    # dividing by 1 would be a pass over all logits
-            logits = logits / temperature
-        return score(logits, actions)
-
-    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if len(actions) <= size:
-        results = score_chunk(states, actions)
-    else:
-        chunks = [checkpoint(score_chunk, *chunk, use_reentrant=False)
-                  for chunk in zip(states.split(size), actions.split(size))]
-        results = [torch.cat(parts) for parts in zip(*chunks)]
-    return [x.new_zeros(mask.shape).masked_scatter(mask, x) for x in results]
 
 
 @torch.no_grad()
 def token_kl(model, ref_model, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(π‖ref) at each action's state, summed over the vocabulary; 0 off the mask. (B, T)"""
+    def score(logits, ref_logits, actions):
+        return [kl_exact(logits, ref_logits)]
+    [kl] = _score_actions(score, [model, ref_model], tokens, mask, temperature)
+    return kl
+
+
+def _score_actions(score, models, tokens, mask, temperature):
+    """score(each model's logits (N, V), actions (N,)) -> a list of (N,). -> (B, T) of each.
+    Logits are computed for actions only, in chunks that are computed again in the backward pass, so
+    that memory doesn't grow with vocabulary * batch * length."""
+    if temperature <= 0:
+        raise ValueError(f"temperature {temperature}: a greedy choice has no log-prob, expected a "
+                         "number above 0")
     mask = mask.bool()
-    states = states_before_actions(model, tokens, mask)                                 # (N, C)
-    ref_states = states_before_actions(ref_model, tokens, mask)                         # (N, C)
-    size = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    kl = torch.zeros(mask.shape, device=mask.device)
-    chunks = []
-    for chunk, ref_chunk in zip(states.split(size), ref_states.split(size)):
-        logits = model.lm_head(chunk).float() / temperature                             # (chunk, V)
-        ref_logits = ref_model.lm_head(ref_chunk).float() / temperature
-        chunks.append(kl_exact(logits, ref_logits))
-    return kl.masked_scatter(mask, torch.cat(chunks))
+    states = [states_before_actions(model, tokens, mask) for model in models]           # (N, C)
+    actions = tokens[mask]                                                              # (N,)
+
+    def score_chunk(actions, *states):
+        logits = [model.lm_head(h).float() for model, h in zip(models, states)]         # (n, V)
+        if temperature != 1:                    # dividing by 1 would be a pass over all logits
+            logits = [x / temperature for x in logits]
+        return score(*logits, actions)
+
+    size = max(1, LOGITS_AT_ONCE // models[0].config.vocab_size)
+    if len(actions) <= size:
+        results = score_chunk(actions, *states)
+    else:
+        chunks = zip(actions.split(size), *(h.split(size) for h in states))
+        parts = [checkpoint(score_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+        results = [torch.cat(part) for part in zip(*parts)]
+    return [x.new_zeros(mask.shape).masked_scatter(mask, x) for x in results]
 
 
 def token_values(critic, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -102,12 +102,11 @@ def main(argv=None) -> None:
     add_ref_log_probs(policy, held_out, ("chosen", "rejected"), config, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
-    parts = {"policy": policy, "optimizer": optimizer}
-    first_step = run.start(parts)
-    if first_step == 0 and config.eval_every and problems:
+    run.start(policy=policy, optimizer=optimizer)
+    if run.first_step == 0 and config.eval_every and problems:
         run.log_samples(0, *evaluate(policy, tokenizer, sum_reward, problems, config))
 
-    for step in run.steps(first_step):
+    for step in run.steps():
         started = time.perf_counter()
         pairs = take(train, config.batch_size, config.seed, step)
         tokens, mask = pad_pairs(pairs, device, config.sides)                   # (2 or 3, P, T)
@@ -150,7 +149,7 @@ def main(argv=None) -> None:
                 row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, sum_reward, problems,
                                                            config))
         run.log(row, [grad_norm])
-        run.save(step, parts)
+        run.save(step)
 
     run.finish(policy, tokenizer)
 

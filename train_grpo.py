@@ -4,15 +4,15 @@
     loss = -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) + β k3(π‖ref),   ρ = π / π_old
            averaged over each answer, then over answers
 
-The group's mean takes the place of PPO's critic, and an exact check that of the reward model: of
-PPO's four models, policy and reference are left. `diff train_ppo.py train_grpo.py` shows it.
---method takes a relative instead: Dr. GRPO, DAPO, GSPO, CISPO, RLOO, ReMax, ... (methods.py).
-
-Left out of the paper: process rewards, and a reward model that is trained anew on the way.
+The group's mean takes the place of PPO's critic, and an exact check that of its reward model: two
+of four models are left. Relatives, such as --method rloo, are rows of a table in methods.py.
+`diff train_ppo.py train_grpo.py` shows a critic and GAE on one side, a group's mean on the other.
+Left out: process rewards, and a reward model that is trained anew on the way.
 """
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -51,70 +51,57 @@ def main(argv=None) -> None:
     reference, kl_coef = Reference(policy, config), KLCoefficient(config)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
-    parts = {"policy": policy, "optimizer": optimizer, "reference": reference, "kl_coef": kl_coef}
-    first_step = run.start(parts)
-    if first_step == 0 and config.eval_every and reward.function:
+    run.start(policy=policy, optimizer=optimizer, reference=reference, kl_coef=kl_coef)
+    if run.first_step == 0 and config.eval_every and reward.function:
         run.log_samples(0, *evaluate(policy, tokenizer, reward.function, held_out, config))
+    answer = partial(sample_answers, config, policy, tokenizer, reward)
 
-    def answer(examples, i, temperature=config.temperature):
-        """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
-        rollout = parallel.generate(
-            copy_for_inference(policy), [e["ids"] for e in examples], config.max_new_tokens,
-            tokenizer.stop_ids, temperature,
-            torch_rng(config.seed, i, f"{config.algorithm} sampling"), config.micro_batch_tokens)
-        return rollout, reward(examples, rollout)
-
-    for step in run.steps(first_step):
+    for step in run.steps():
         started = time.perf_counter()
         # 2. Rollout: G answers to each prompt, in consecutive rows, and the reward of each.
         if config.no_signal == "replace":
             rollout, rewards = methods.sample_until_signal(config, answer, batch, step)
         else:
-            examples = [e for e in batch(step) for _ in range(config.group_size)]
+            examples = methods.repeat_each(batch(step), config.group_size)
             rollout, rewards = answer(examples, step)                                   # (B,)
         tokens, mask, max_tokens = rollout.tokens, rollout.mask, config.micro_batch_tokens
 
         # 3. Log-probs of the reference, and of the policy that sampled, before it moves on.
-        ref_logp = parallel.map_micro_batches(token_log_probs, reference.model, tokens, mask,
-                                              max_tokens, config.temperature)           # (B, T)
-        # With one update per step the ratio is 1, and the sampler's log-probs are only logged.
-        old_logp = rollout.logp
-        if not config.on_policy:
-            old_logp = parallel.map_micro_batches(token_log_probs, policy, tokens, mask,
-                                                  max_tokens, config.temperature)
+        ref_logp = parallel.map_micro_batches(
+            token_log_probs, reference.model, tokens, mask, max_tokens, config.temperature)
+        old_logp = rollout.logp if config.on_policy else parallel.map_micro_batches(
+            token_log_probs, policy, tokens, mask, max_tokens, config.temperature)
         metrics = rollout_metrics(config, rollout, rewards, old_logp, ref_logp, policy, reference)
 
         # 4. Advantages: what an answer earned more than the mean of its group. No critic.
-        if config.is_grpo:
-            advantages = grpo_advantages(rewards, config.group_size)                    # (B,)
-            advantages = advantages[:, None].expand(mask.shape)                         # (B, T)
-        else:
+        advantages = grpo_advantages(rewards, config.group_size)                        # (B,)
+        advantages = advantages[:, None].expand(mask.shape)                             # (B, T)
+        if not config.is_grpo:
             advantages = methods.advantages_of(config, answer, batch(step), rewards, old_logp,
                                                ref_logp, mask, kl_coef.in_reward)
         rows, no_signal = methods.rows_to_learn_from(config, advantages)
 
         # 5. Updates. Averages are the mini-batch's, however it is split: hence the denominator.
-        averages = Averages(entropy="", clip_fraction=0.0, approx_kl=0.0)
-        grad_norms = []
+        averages, grad_norms = Averages(entropy="", clip_fraction=0.0, approx_kl=0.0), []
         n_tokens = mask[rows].sum() * config.epochs
         for epoch in range(config.epochs):
             rng = torch_rng(config.seed, step, f"{config.algorithm} epoch {epoch}")
             for minibatch in mini_batches(rows, config.minibatches, rng):
                 denominator = count_for(mask[minibatch], config.aggregate, config.max_new_tokens)
-                mine = parallel.my_rows(minibatch)
-                for micro, T in micro_batches(mask, max_tokens, mine):
-                    t, m, old, ref, A = (x[micro, :T] for x in (tokens, mask, old_logp, ref_logp,
-                                                                advantages))
-                    logp, entropies = token_log_probs_and_entropies(policy, t, m,
-                                                                    config.temperature)
+                minibatch = parallel.my_rows(minibatch)
+                for micro, T in micro_batches(mask, max_tokens, minibatch):
+                    t, m, old, A = (x[micro, :T] for x in (tokens, mask, old_logp, advantages))
+                    logp, entropies = token_log_probs_and_entropies(
+                        policy, t, m, config.temperature)
                     old = logp.detach() if config.on_policy else old
                     if config.is_grpo:
-                        loss, stats = grpo_loss(logp, old, ref, A, m, config.clip_low,
-                                                config.clip_high, kl_coef.in_loss,
-                                                config.aggregate, denominator)
+                        loss, stats = grpo_loss(
+                            logp, old, ref_logp[micro, :T], A, m, *config.clip_range,
+                            kl_coef.in_loss, config.aggregate, denominator)
                     else:
-                        loss, stats = methods.policy_loss(config, logp, old, ref, A, m,
-                                                          kl_coef.in_loss, denominator)
+                        loss, stats = methods.policy_loss(
+                            config, logp, old, ref_logp[micro, :T], A, m, kl_coef.in_loss,
+                            denominator)
                     loss.backward()
                     stats["entropy"] = masked_mean(entropies, m)
                     averages.add(stats, m.sum() / n_tokens)
@@ -132,12 +119,22 @@ def main(argv=None) -> None:
         reference.update(policy, step)
         kl_coef.update(metrics["answer_kl"], len(rewards))
         if run.due(step, config.eval_every) and reward.function:
-            row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, reward.function,
-                                                       held_out, config))
+            row |= run.log_samples(step + 1, *evaluate(
+                policy, tokenizer, reward.function, held_out, config))
         run.log(row, grad_norms)
-        run.save(step, parts)
+        run.save(step)
 
     run.finish(policy, tokenizer)
+
+
+def sample_answers(config, policy, tokenizer, reward, examples, i, temperature=None):
+    """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
+    prompts = [example["ids"] for example in examples]
+    rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
+    temperature = config.temperature if temperature is None else temperature
+    rollout = parallel.generate(copy_for_inference(policy), prompts, config.max_new_tokens,
+                                tokenizer.stop_ids, temperature, rng, config.micro_batch_tokens)
+    return rollout, reward(examples, rollout)
 
 
 if __name__ == "__main__":

@@ -59,10 +59,9 @@ def main(argv=None) -> None:
     reward_model = ScalarModel(policy)
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
-    parts = {"reward_model": reward_model, "optimizer": optimizer}
-    first_step = run.start(parts)
+    run.start(reward_model=reward_model, optimizer=optimizer)
 
-    for step in run.steps(first_step):
+    for step in run.steps():
         started = time.perf_counter()
         pairs = take(train, config.batch_size, config.seed, step)
         tokens, mask = pad_pairs(pairs, device)                             # (2, P, T)
@@ -91,7 +90,7 @@ def main(argv=None) -> None:
             row |= run.log_samples(step + 1, *evaluate_pairs(reward_model, tokenizer, held_out,
                                                              config, device))
         run.log(row, [grad_norm])
-        run.save(step, parts)
+        run.save(step)
 
     run.finish(reward_model, tokenizer)
 

@@ -61,10 +61,9 @@ def main(argv=None) -> None:
     batch, held_out = load_demonstrations(config, tokenizer, policy.config.max_seq_len)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.99),
                                   weight_decay=config.weight_decay, fused=True)
-    parts = {"policy": policy, "optimizer": optimizer}
-    first_step = run.start(parts)
+    run.start(policy=policy, optimizer=optimizer)
 
-    for step in run.steps(first_step):
+    for step in run.steps():
         started = time.perf_counter()
         tokens, mask = pad_batch(batch(step), device)                       # (B, T)
         lr = config.lr * min(1, 10 * (step + 1) / config.steps, 4 * (1 - step / config.steps))
@@ -98,7 +97,7 @@ def main(argv=None) -> None:
                 row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out,
                                                            config))
         run.log(row, [grad_norm])
-        run.save(step, parts)
+        run.save(step)
 
     run.finish(policy, tokenizer)
 

@@ -60,9 +60,3 @@ def step_metrics(grad_norms: list[float], mask: torch.Tensor, started: float) ->
         "tokens_per_second": mask.sum().item() / seconds,
         "seconds": seconds,
     }
-
-
-def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over the actions: 1, V knows all; 0, nothing. (N,)"""
-    error = returns - values
-    return 1 - (error.var() / returns.var().clamp(min=1e-8)).item()

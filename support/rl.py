@@ -24,7 +24,8 @@ from task import held_out_problems, sum_problems, sum_reward
 @dataclass(kw_only=True)
 class RLConfig(RunConfig):
     """The settings of PPO and GRPO alike."""
-    kl_in: ClassVar[str] = "reward"
+    kl_in: ClassVar[str] = "reward"                 # as PPO has it
+    aggregate: ClassVar[str] = "token-mean"
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION")
     reward_model: str = setting("", "a reward model, run or model directory, instead of --reward")
     unfinished_score: float = setting(
@@ -54,6 +55,9 @@ class RLConfig(RunConfig):
             raise UserError("--ref-ema and --ref-sync are both given, expected one")
         if self.ref_ema == 1:
             raise UserError("--ref-ema 1 keeps the reference as it is, expected less than 1")
+        if self.epochs * self.minibatches == 1:
+            refuse(given, "clip", "clip_low", "clip_high", "value_clip",
+                   why="with one update per step: policy and values are still the old ones")
         if self.kl_coef == 0:
             refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
         if not self.kl_target:

@@ -299,10 +299,11 @@ class Run:
         self._compare(noted_as, str(file), file)
         return file.read_bytes().decode()
 
-    def start(self, parts: dict) -> int:
-        """Create the directory, or resume: load `parts` (objects with a state_dict).
+    def start(self, **parts) -> None:
+        """Create the directory, or resume: load the parts, which are objects with a state_dict.
 
-        -> the first step."""
+        `first_step` then is where the run goes on."""
+        self.parts = parts
         models = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
         self.device = next(models[0].parameters()).device
         for model in models:
@@ -315,12 +316,11 @@ class Run:
         with user_errors():
             self._claim()
             if self.begun:
-                step, sizes = self._load(parts)
+                step, sizes = self._load()
             self._prepare(sizes)
         if step == 0:
-            self._checkpoint(0, parts)
+            self._checkpoint(0)
         self.first_step = step
-        return step
 
     @on_rank_0
     def _claim(self) -> None:
@@ -337,8 +337,8 @@ class Run:
             raise UserError(f"{self.path}: holds a run already, which another process has just "
                             "begun: expected another --out")
 
-    def _load(self, parts):
-        """Load `parts` from the checkpoint, or exit if the run is finished.
+    def _load(self):
+        """Load the parts from the checkpoint, or exit if the run is finished.
 
         -> the step, and the sizes of the files at that time."""
         file = self.path / "checkpoint.pt"
@@ -346,10 +346,11 @@ class Run:
             # weights_only: tensors and numbers are read, and no code is run.
             state = torch.load(file, map_location="cpu", weights_only=True)
             step, sizes = state["step"], state["sizes"]
-            if state["algorithm"] != self.config.algorithm or state["parts"].keys() != parts.keys():
+            is_ours = state["algorithm"] == self.config.algorithm
+            if not is_ours or state["parts"].keys() != self.parts.keys():
                 raise ValueError(f"it is of {state['algorithm']} with {', '.join(state['parts'])}, "
-                                 f"expected {', '.join(parts)}")
-            for name, part in parts.items():
+                                 f"expected {', '.join(self.parts)}")
+            for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
         # torch has no one class for a file that it can't read.
         except Exception as error:
@@ -394,14 +395,14 @@ class Run:
             else:
                 (self.path / name).unlink(missing_ok=True)
 
-    def save(self, step: int, parts: dict) -> None:
+    def save(self, step: int) -> None:
         """A checkpoint after this step, which counts from 0, if one is due.
 
         It is the end of the run if Ctrl-C was pressed."""
         # All stop together: a process that stopped alone would leave the others waiting.
         interrupted = all_reduce_sum(self.interrupted)
         if self.due(step, self.config.save_every) or interrupted:
-            self._checkpoint(step + 1, parts)
+            self._checkpoint(step + 1)
         if interrupted:
             self.bar.close()
             command = f"python train_{self.config.algorithm}.py --out {self.path} --resume"
@@ -414,14 +415,14 @@ class Run:
         return file.stat().st_size if file.exists() else 0
 
     @on_rank_0
-    def _checkpoint(self, step, parts):
+    def _checkpoint(self, step):
         """Write a checkpoint, from which --resume goes on with this step."""
         sizes = {}
         for name in ("metrics.csv", "samples.txt"):
             sizes[name] = self._size(name)
             if sizes[name]:
                 sync(self.path / name)
-        states = {name: part.state_dict() for name, part in parts.items()}
+        states = {name: part.state_dict() for name, part in self.parts.items()}
         state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes, "parts": states}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
@@ -451,8 +452,8 @@ class Run:
             raise UserError(f"{file}: can't be written: {first_line(error)}; "
                             "the last checkpoint stands for --resume", status=1) from error
 
-    def steps(self, first: int):
-        """The steps that are left, with a progress bar that shows the time left.
+    def steps(self):
+        """The steps that are left, which count from 0, with a progress bar that shows the time left.
 
         Ctrl-C lets `save` end the run; twice ends it at once."""
         def interrupt(number, frame):
@@ -467,7 +468,8 @@ class Run:
         handlers = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             handlers[number] = signal.signal(number, interrupt)
-        self.bar = tqdm(range(first, self.config.steps), initial=first, total=self.config.steps,
+        left = range(self.first_step, self.config.steps)
+        self.bar = tqdm(left, initial=self.first_step, total=self.config.steps,
                         desc=self.path.name, dynamic_ncols=True, disable=rank() > 0)
         try:
             yield from self.bar
