@@ -1012,7 +1012,9 @@ def test_ppo(place, tmp_path, train, case):
             order = order.result.tolist()
             assert sorted(order) == list(range(len(answers)))
             for picked in chunks(order, s.minibatches):
-                update, losses = next(updates), []
+                # One of each model; which comes first makes no difference.
+                pair = {type(update.model): update for update in (next(updates), next(updates))}
+                update, losses = pair[Transformer], []
                 for i in picked if actor_learns else ():
                     prompt, answer, _ = answers[i]
                     new = distributions(update.exact, prompt, answer, s.temperature)
@@ -1031,7 +1033,7 @@ def test_ppo(place, tmp_path, train, case):
                 policy = update.after
                 norms.append(update.norm)
 
-                update, losses = next(updates), []
+                update, losses = pair[ScalarModel], []
                 for i in picked:
                     values = values_before(update.exact, *answers[i][:2])
                     losses += value_losses(values, old_values[i], targets[i], s.value_clip, noted)
