@@ -497,11 +497,15 @@ class Run:
         row = {**row, "skipped_updates": len(bad_norms), "peak_memory_mb":
                peak_memory_mb(self.device)}
         file = self.path / "metrics.csv"
-        with self._writing(file.name), open(file, "a", newline="", encoding="utf-8") as f:
+        with self._writing(file.name), open(file, "a+", newline="", encoding="utf-8") as f:
             writer = csv.writer(f)
-            if f.tell() == 0:
-                writer.writerow(row)
-            written = [f"{float(value):.6g}" if value != "" else "" for value in row.values()]
+            # The first row says where columns stand: a step without an update has another order.
+            f.seek(0)
+            columns = next(csv.reader(f), None)
+            if columns is None:
+                columns = list(row)
+                writer.writerow(columns)
+            written = [f"{float(row[name]):.6g}" if row[name] != "" else "" for name in columns]
             writer.writerow(written)
         numbers = [f"{name} {row[column]:{form}}" for column, (name, form) in SHOWN.items()
                    if row.get(column, "") != ""]

@@ -5,24 +5,23 @@ import torch
 
 import train_sft
 from model import ModelConfig, Transformer
-from support.pretrained import save_pretrained
 from support import plot
 from support.plot import read_metrics
-from support.run import Run
+from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 
 # With tensors this small, two threads mostly wait for each other.
 torch.set_num_threads(1)
 
-DRAW = Run.plot
+DRAW = plot.draw_curves
 
 
-def no_plot(run, panels):
-    """In place of Run.plot: to draw takes longer than all else that a tiny run does."""
-    (run.path / "curves.png").touch()
+def no_plot(run, algorithm):
+    """In place of draw_curves: to draw takes longer than all else that a tiny run does."""
+    (run / "curves.png").touch()
 
 
-Run.plot = no_plot
+plot.draw_curves = no_plot
 
 # ChatML, as Qwen's and SmolLM's; <|endoftext|> ends a turn.
 CHAT_TEMPLATE = (

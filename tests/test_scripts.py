@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import methods
 import rollout as rollout_module
 import train_dpo
 import train_grpo
@@ -16,6 +17,8 @@ import train_sft
 from conftest import DRAW
 from model import Block, ScalarModel, Transformer
 from rollout import token_log_probs
+from support import metrics as metrics_module
+from support import parallel, plot
 from support import rl as rl_module
 from support.cli import RunConfig, UserError
 from support.models import pick_device
@@ -48,14 +51,16 @@ GRPO = ["--prompts-per-step", "8", "--group-size", "4", "--steps", "12"]
 
 @pytest.mark.parametrize("flags", [
     [],
-    ["--advantage", "dr_grpo", "--minibatches", "2"],
-    ["--advantage", "rloo", "--loss", "cispo"],
-    ["--advantage", "reinforce_pp"],
-    ["--advantage", "remax"],
-    ["--loss", "dapo", "--epochs", "2"],
-    ["--loss", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
+    ["--method", "dr_grpo", "--minibatches", "2"],
+    ["--method", "rloo"],
+    ["--method", "cispo"],
+    ["--method", "reinforce_pp"],
+    ["--method", "remax"],
+    ["--method", "reinforce"],
+    ["--method", "dapo", "--no-signal", "drop", "--epochs", "2"],
+    ["--method", "gspo", "--minibatches", "2", "--ref-ema", "0.9"],
     ["--kl-target", "0.5", "--ref-sync", "4"],
-    ["--loss", "dapo", "--dynamic-sampling"],
+    ["--method", "dapo"],
 ], ids=lambda f: "-".join(f).replace("--", "") or "default")
 def test_grpo_learns(place, flags):
     out = "grpo" + "".join(flags)
@@ -89,10 +94,12 @@ def test_reward_model_and_ppo_on_it(place):
     tokens = torch.tensor([list(b"7:aa") + [256], list(b"7:cc") + [256]])
     good, bad = reward_model(tokens)[:, -1]
     assert good > bad
-    train_ppo.main(rl(place, "ppo_rm", "--reward-model", str(place / "rm"),
-                      "--prompts-per-step", "32", "--steps", "16"))
-    reward = column(place / "ppo_rm", "reward")
-    assert reward[-1] > reward[0] + 0.5
+    for script, few in ((train_ppo, ["--prompts-per-step", "32", "--steps", "16"]),
+                        (train_grpo, GRPO)):
+        out = f"{script.__name__}_rm"
+        script.main(rl(place, out, "--reward-model", str(place / "rm"), *few))
+        reward = column(place / out, "reward")
+        assert reward[-1] > reward[0] + 0.5
 
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "kto", "simpo", "orpo"])
@@ -173,8 +180,8 @@ def test_bfloat16_autocast(place, script, monkeypatch, float32_again):
     """As on a GPU, on the CPU: parameters stay float32, frozen models have bfloat16 matrices; it
     learns, and the first ratio is 1."""
     losses = {train_grpo: "grpo_loss", train_ppo: "ppo_policy_loss"}
-    calls, compared = (watch(monkeypatch, script, name if script in losses else "main")
-                       for name in (losses.get(script), "token_kl"))
+    calls = watch(monkeypatch, script, losses.get(script, "main"))
+    compared = watch(monkeypatch, metrics_module, "token_kl")
     out = f"bfloat16_{script.__name__}"
     metrics = small(script, place, out, "--dtype", "bfloat16")
     state = torch.load(place / out / "checkpoint.pt", weights_only=True)["parts"]
@@ -207,7 +214,7 @@ def test_a_frozen_reward_model_is_bfloat16_and_the_critic_is_not(
         place, tmp_path, monkeypatch, float32_again):
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     save_pretrained(ScalarModel(policy), tokenizer, tmp_path / "scores")
-    calls = watch(monkeypatch, train_ppo, "sequence_scores")
+    calls = watch(monkeypatch, rl_module, "sequence_scores")
     train_ppo.main(rl(place, "unused", "--out", str(tmp_path / "run"),
                       "--reward-model", str(tmp_path / "scores"), "--steps", "1",
                       "--prompts-per-step", "4", "--dtype", "bfloat16"))
@@ -251,8 +258,8 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
     """The critic's targets are GAE's returns, from raw advantages; the actor's advantages are
     whitened; cut-off answers get their score."""
     calls = {name: watch(monkeypatch, train_ppo, name)
-             for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards",
-                          "generate")}
+             for name in ("gae", "whiten", "value_loss", "ppo_policy_loss", "token_rewards")}
+    calls["generate"] = watch(monkeypatch, parallel, "generate")
     flags = rl(place, "unused", "--prompts-per-step", "32", "--steps", "1",
                "--epochs", "1", "--minibatches", "1", "--critic-warmup", "0",
                "--reward-model", str(place / "scores"), "--out", str(tmp_path / "run"),
@@ -278,9 +285,10 @@ def test_ppo_hands_the_right_tensors_on(place, tmp_path, monkeypatch):
 
 
 def test_dr_grpo_divides_by_a_constant(place, tmp_path, monkeypatch):
-    calls = watch(monkeypatch, train_grpo, "grpo_loss")
-    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "1", "--advantage", "dr_grpo",
+    calls = watch(monkeypatch, methods, "grpo_loss")
+    train_grpo.main(rl(place, "unused", *GRPO, "--steps", "1", "--method", "dr_grpo",
                        "--minibatches", "1", "--out", str(tmp_path / "run")))
+    assert calls
     for arguments, _ in calls:
         # Answers * max_new_tokens, whatever their lengths.
         assert arguments[-2:] == ("seq-sum", 32 * 6)
@@ -295,77 +303,81 @@ DERIVATIVE = {"k1": torch.ones_like, "k2": lambda x: x, "k3": lambda x: 1 - torc
     "--kl-estimator k1",
     "--kl-estimator k2 --aggregate token-mean",
     "--kl-estimator k3 --aggregate seq-sum",
-    "--loss dapo",
-    "--loss dapo --aggregate seq-mean",
-    "--advantage dr_grpo",
-    "--advantage dr_grpo --aggregate seq-mean",
-    "--advantage dr_grpo --kl-in reward",
-    "--advantage rloo",
-    "--advantage rloo --kl-in loss --aggregate token-mean",
-    "--advantage rloo --loss grpo",
-    "--advantage remax",
-    "--loss gspo",
-    "--loss reinforce --aggregate seq-mean",
-    "--advantage reinforce_pp",
-    "--advantage reinforce_pp --kl-in loss",
-    "--loss cispo --kl-estimator k2",
+    "--method dapo",
+    "--method dapo --no-signal drop --aggregate seq-mean",
+    "--method dr_grpo",
+    "--method dr_grpo --aggregate seq-mean",
+    "--method dr_grpo --kl-in reward",
+    "--method rloo",
+    "--method rloo --kl-in loss --aggregate token-mean",
+    "--method remax",
+    "--method reinforce",
+    "--method reinforce --kl-in loss --aggregate seq-mean",
+    "--method gspo",
+    "--method reinforce_pp",
+    "--method reinforce_pp --kl-in loss",
+    "--method cispo --kl-estimator k2",
 ])
 def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, monkeypatch, flags):
     """On policy it is -A, and β times the KL estimator's derivative if the KL is in the loss,
     weighed as --aggregate says."""
     named = dict(zip(flags.split()[::2], flags.split()[1::2]))
-    advantage, beta = named.get("--advantage", "grpo"), 0.5
-    papers_loss, papers_mode = {
-        "rloo": ("reinforce", "seq-sum"),
-        "remax": ("reinforce", "seq-sum"),
-        "dr_grpo": ("grpo", "seq-sum"),
-        "reinforce_pp": ("grpo", "token-mean"),
-        "grpo": ("grpo", "seq-mean"),
-    }[advantage]
-    loss = named.get("--loss", papers_loss)
-    if loss != papers_loss:
-        papers_mode = {"dapo": "token-mean", "cispo": "token-mean",
-                       "reinforce": "seq-sum"}.get(loss, "seq-mean")
+    method, beta = named.get("--method", "grpo"), 0.5
+    # The advantages, the loss and its average, what holds the KL.
+    advantage, loss, papers_mode, papers_kl_in = {
+        "grpo": ("grpo_advantages", "grpo_loss", "seq-mean", "loss"),
+        "dr_grpo": ("grpo_advantages", "grpo_loss", "seq-sum", "loss"),
+        "dapo": ("grpo_advantages", "grpo_loss", "token-mean", "loss"),
+        "gspo": ("grpo_advantages", "gspo_loss", "seq-mean", "loss"),
+        "cispo": ("grpo_advantages", "cispo_loss", "token-mean", "loss"),
+        "reinforce_pp": ("reinforce_pp_advantages", "grpo_loss", "token-mean", "reward"),
+        "rloo": ("rloo_advantages", "policy_gradient_loss", "seq-sum", "reward"),
+        "remax": ("remax_advantages", "policy_gradient_loss", "seq-sum", "reward"),
+        # What an answer earned is its advantage: nothing is compared.
+        "reinforce": (None, "policy_gradient_loss", "seq-sum", "reward"),
+    }[method]
     mode = named.get("--aggregate", papers_mode)
-    function = {"reinforce": "policy_gradient_loss", "dapo": "grpo_loss"}.get(loss, f"{loss}_loss")
-    calls = {name: watch(monkeypatch, train_grpo, name)
-             for name in ("token_log_probs", "micro_batches", "token_rewards",
-                          f"{advantage.removeprefix('dr_')}_advantages", function)}
-    *_, compared, losses = calls.values()
-    logps, score = [], train_grpo.token_log_probs
+    in_reward = named.get("--kl-in", papers_kl_in) == "reward"
+    # Where its KL is k3, GRPO is written down in its script, and its relatives are elsewhere.
+    owner = methods if method != "grpo" or named.get("--kl-estimator", "k3") != "k3" else train_grpo
+    compared = watch(monkeypatch, owner, advantage) if advantage else []
+    losses = watch(monkeypatch, owner, loss)
+    in_rewards = watch(monkeypatch, methods, "token_rewards")
+    split = watch(monkeypatch, train_grpo, "micro_batches")
+    score, scored = train_grpo.token_log_probs_and_entropies, []
 
-    def kept(*arguments, **options):
-        result = score(*arguments, **options)
-        if options:
-            result[0].retain_grad()
-            logps.append(result[0])
+    def kept(*arguments):
+        result = score(*arguments)
+        result[0].retain_grad()
+        scored.append((arguments, result[0]))
         return result
-    monkeypatch.setattr(train_grpo, "token_log_probs", kept)
+    monkeypatch.setattr(train_grpo, "token_log_probs_and_entropies", kept)
     train_grpo.main(rl(place, "unused", *GRPO, "--steps", "3", "--kl-coef", str(beta),
                        "--minibatches", "1", "--out", str(tmp_path / "run"), *flags.split()))
 
-    (rewards, logp, ref_logp, mask, coef), _ = calls["token_rewards"][-1]
-    in_reward = named.get(
-        "--kl-in", "loss" if advantage in ("grpo", "dr_grpo") else "reward") == "reward"
     # By then the policy has moved.
-    assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05
-    if advantage != "reinforce_pp":
-        torch.testing.assert_close(compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
+    assert column(tmp_path / "run", "kl")[-1] > 1e-3
+    assert len(in_rewards) == (3 if owner is methods else 0)
+    if owner is methods:
+        (rewards, logp, ref_logp, mask, coef), earned = in_rewards[-1]
+        assert coef == beta * in_reward and ((logp - ref_logp) * mask).abs().max() > 0.05
+        if advantage not in (None, "reinforce_pp_advantages"):
+            torch.testing.assert_close(
+                compared[-1][0][0], rewards - coef * (logp - ref_logp).sum(1))
 
     # How many micro-batches the last step had.
-    n = len(calls["micro_batches"][-1][1])
+    n = len(split[-1][1])
     reference = load_pretrained(place / "sft" / "model")[0]
-    scored = [arguments for arguments, result in calls["token_log_probs"]
-              if isinstance(result, tuple)][-n:]
-    masks = [m for _, _, m, _ in scored]
+    masks = [m for (_, _, m, _), _ in scored[-n:]]
     total = {
         "token-mean": sum(m.sum() for m in masks),
         "seq-mean": sum(map(len, masks)),
         "seq-sum": sum(map(len, masks)) * 6,
     }[mode]
-    for (_, tokens, m, _), logp, (arguments, _) in zip(scored, logps[-n:], losses[-n:],
-                                                       strict=True):
-        A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(function, 2)]
+    used = []
+    for ((_, tokens, m, _), logp), (arguments, _) in zip(scored[-n:], losses[-n:], strict=True):
+        A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(loss, 2)]
+        used.append(A if A.dim() == 1 else (A * m).sum(1) / m.sum(1))
         x = logp.detach() - token_log_probs(reference, tokens, m).detach()
         slope = (-(A if A.dim() == 2 else A[:, None])
                  + (0 if in_reward else beta * DERIVATIVE[named.get("--kl-estimator", "k3")](x)))
@@ -373,6 +385,14 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
             logp.grad,
             slope * m / total / (m.sum(1, keepdim=True) if mode == "seq-mean" else 1),
             rtol=1e-3, atol=1e-6)
+    # Those advantages are the ones that were computed; of groups without a signal they are 0.
+    used = torch.cat(used).sort().values
+    if advantage is None:
+        torch.testing.assert_close(used, earned.sum(1).sort().values)
+    elif advantage != "reinforce_pp_advantages":
+        found = compared[-1][1]
+        found = found if method != "dapo" else found[found != 0]
+        torch.testing.assert_close(used, found.sort().values[-len(used):])
 
 
 def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkeypatch):
@@ -381,13 +401,15 @@ def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkey
     (tmp_path / "reward.py").write_text(
         "def some(prompts, completions, **columns):\n    "
         "return [c.count('a') * (int(p[:-1]) % 2) for p, c in zip(prompts, completions)]\n")
-    batches, generated, updates = (watch(monkeypatch, train_grpo, name)
-                                   for name in ("reward_answers", "generate", "count_for"))
+    batches, updates = (watch(monkeypatch, owner, name) for owner, name in (
+        (rl_module, "reward_answers"), (train_grpo, "count_for")))
+    # An evaluation samples as well, after all steps.
+    generated = watch(monkeypatch, parallel, "generate")
     train_grpo.main(["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
                      "--reward", f"{tmp_path / 'reward.py'}:some", "--out", str(tmp_path / "run"),
                      "--prompts-per-step", "4", "--group-size", "4", "--steps", "8",
                      "--minibatches", "1", "--eval-every", "0", "--max-new-tokens", "6",
-                     "--lr", "1e-4", "--dynamic-sampling"])
+                     "--lr", "1e-4", "--no-signal", "replace"])
     first, prompts = 0, []
     for i, (samples, no_signal, reward) in enumerate(zip(
             *(column(tmp_path / "run", name) for name in ("samples", "no_signal", "reward")))):
@@ -403,11 +425,11 @@ def test_dynamic_sampling_replaces_groups_without_signal(place, tmp_path, monkey
         # Four steps are less than an epoch.
         prompts += ([e["prompt"] for (_, examples, *_), _ in some for e in examples[::4]]
                     if i < 4 else [])
-    assert (first == len(batches) == len(generated)
-            and len(set(column(tmp_path / "run", "samples"))) > 1)
+    assert first == len(batches) and len(set(column(tmp_path / "run", "samples"))) > 1
     # Always other prompts, and other noise.
     assert len(set(prompts)) == len(prompts) > 32
-    assert len({arguments[-1].initial_seed() for arguments, _ in generated}) == len(generated)
+    seeds = [arguments[5].initial_seed() for arguments, _ in generated[:first]]
+    assert len(set(seeds)) == len(seeds) == first
 
 
 def test_the_critic_starts_as_told(place, tmp_path):
@@ -535,15 +557,15 @@ def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path)
     """ReMax holds a sample against the greedy answer, here the second call: all samples are right
     and the greedy one is wrong."""
     row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)",
-                     "--advantage", "remax", "--loss", "dapo", "--steps", "1")[0]
+                     "--method", "remax", "--no-signal", "drop", "--steps", "1")[0]
     assert (float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
-            and float(row["updates"]) == 2)
+            and float(row["updates"]) == 1)
 
 
 def test_kl_in_the_reward_is_a_signal_where_all_scores_are_equal(place, tmp_path):
     first, second = rl_by_call(
         place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)",
-        "--advantage", "rloo", "--loss", "dapo", "--kl-coef", "0.5", "--steps", "2")
+        "--method", "rloo", "--no-signal", "drop", "--kl-coef", "0.5", "--steps", "2")
     assert (float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0
             and float(second["grad_norm"]) > 1e-3)
 
@@ -553,36 +575,42 @@ def test_whitened_over_the_batch_a_group_of_equal_rewards_is_a_signal(place, tmp
     the batch it does."""
     expression = "[float(i < 8) for i in range(len(prompts))]"
     row = rl_by_call(place, tmp_path, expression,
-                     "--advantage", "reinforce_pp", "--loss", "dapo", "--steps", "1")[0]
+                     "--method", "reinforce_pp", "--no-signal", "drop", "--steps", "1")[0]
     assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
 
 
 @pytest.mark.parametrize("flags", [
-    ["--kl-coef", "0"], ["--advantage", "dr_grpo"], ["--loss", "dapo"]], ids=lambda f: f[-1])
+    ["--kl-coef", "0"], ["--method", "dr_grpo"], ["--method", "dapo", "--no-signal", "drop"],
+    ["--method", "dapo"], ["--kl-coef", "0.5", "--no-signal", "drop"]], ids="-".join)
 def test_without_signal_the_policy_stays_where_it_is(place, tmp_path, monkeypatch, flags):
     """Adam's momentum would go on moving it. From the second step on all rewards are equal."""
-    weights, update = [], train_grpo.Run.update
+    weights, sum_gradients = [], parallel.sum_gradients
 
-    def watched(run, optimizer, model):
-        norm = update(run, optimizer, model)
+    def before_an_update(model):
         weights.append([p.detach().clone() for p in model.parameters()])
-        return norm
-    monkeypatch.setattr(train_grpo.Run, "update", watched)
+        sum_gradients(model)
+    monkeypatch.setattr(parallel, "sum_gradients", before_an_update)
     metrics = rl_by_call(place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)",
                          "--steps", "4", *flags)
     assert [row["updates"] for row in metrics] == ["2", "0", "0", "0"]
     assert [float(row["no_signal"]) for row in metrics] == [
         pytest.approx(float(metrics[0]["no_signal"])), 1, 1, 1]
+    # A step from which nothing is learned has its numbers in the same columns.
+    assert float(metrics[0]["reward"]) != 1 and float(metrics[0]["kl"]) == 0
+    assert all(float(row["reward"]) == 1 and float(row["kl"]) > 0.01 for row in metrics[1:])
     end = load_pretrained(tmp_path / "run" / "model")[0]
-    assert all(torch.equal(a, b) for a, b in zip(weights[1], end.parameters(), strict=True))
+    # Two updates, and six without a gradient.
+    assert len(weights) == 8
+    assert all(torch.equal(a, b) for a, b in zip(weights[2], end.parameters(), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(weights[0], weights[2]) if a.dim() == 2)
 
 
 def test_kl_in_the_reward_is_not_the_samplers(place, tmp_path, monkeypatch, float32_again):
     """In bfloat16 the sampler rounds otherwise than the model that is trained. At the start policy
     and reference are the same: no KL."""
-    calls = watch(monkeypatch, train_grpo, "token_rewards")
+    calls = watch(monkeypatch, methods, "token_rewards")
     rl_by_call(place, tmp_path, "[1.0] * len(prompts)",
-               "--advantage", "rloo", "--steps", "1", "--dtype", "bfloat16")
+               "--method", "rloo", "--steps", "1", "--dtype", "bfloat16")
     (rewards, logp, ref_logp, mask, kl_coef), earned = calls[0]
     assert (kl_coef == 0.01 and torch.equal(logp, ref_logp)
             and torch.equal(earned.sum(1), rewards))
@@ -590,17 +618,18 @@ def test_kl_in_the_reward_is_not_the_samplers(place, tmp_path, monkeypatch, floa
 
 @pytest.mark.parametrize("script", [train_grpo, train_ppo], ids=["grpo", "ppo"])
 def test_the_row_names_the_coefficient_of_its_own_step(place, tmp_path, monkeypatch, script):
-    """And the adaptive one falls while KL is under its target. PPO's rewards were made with what
-    the row says."""
-    used = watch(monkeypatch, script, "token_rewards")
+    """And the adaptive one falls while KL is under its target. PPO's rewards, and GRPO's losses,
+    were made with what the row says."""
+    used = watch(monkeypatch, script, "token_rewards" if script is train_ppo else "grpo_loss")
     few = ["--prompts-per-step", "8", *(["--group-size", "4"] if script is train_grpo else [])]
     script.main(rl(place, "unused", *few, "--steps", "3", "--kl-coef", "0.2", "--kl-target", "50",
                    "--kl-horizon", "100", "--out", str(tmp_path / "run")))
     n = int(column(tmp_path / "run", "samples")[0])
     expected = [0.2 * (1 - 0.2 * n / 100) ** step for step in range(3)]
     assert column(tmp_path / "run", "kl_coef") == pytest.approx(expected, rel=1e-4)
-    if script is train_ppo:
-        assert [arguments[4] for arguments, _ in used] == pytest.approx(expected)
+    place_of_kl_coef = 4 if script is train_ppo else 7
+    coefs = dict.fromkeys(arguments[place_of_kl_coef] for arguments, _ in used)
+    assert list(coefs) == pytest.approx(expected)
 
 
 def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(
@@ -614,16 +643,18 @@ def test_a_run_that_trains_what_it_needs_keeps_its_own_precision(
         sft([*small, *argv])
         precision.append(torch.is_autocast_enabled("cpu"))
     monkeypatch.setattr(train_sft, "main", nested)
-    generated = watch(monkeypatch, train_grpo, "generate")
-    monkeypatch.setattr(
-        train_grpo, "generate",
-        lambda *a, f=train_grpo.generate, **k: (
-            precision.append(torch.is_autocast_enabled("cpu")) or f(*a, **k)))
+    generate = parallel.generate
+
+    def generated(*arguments):
+        precision.append(torch.is_autocast_enabled("cpu"))
+        return generate(*arguments)
+    monkeypatch.setattr(parallel, "generate", generated)
     train_grpo.main(["--data", str(place / "sft.jsonl"),
                      "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16",
                      "--steps", "1", "--prompts-per-step", "2", "--group-size", "2",
                      "--max-new-tokens", "4", "--eval-every", "0"])
-    assert generated and precision == [False, True]
+    # Of the nested run, of the step, of the evaluation's greedy and of its sampled answers.
+    assert precision[0] is False and len(precision) >= 4 and all(precision[1:])
     assert json.loads((tmp_path / "runs/grpo/config.json").read_text())["dtype"] == "bfloat16"
 
 
@@ -653,7 +684,7 @@ def test_no_pass_holds_more_tokens_than_it_may(place, tmp_path, monkeypatch, scr
 # ------------------------------------------------------------------------- what a run leaves behind
 
 def test_a_run_writes_what_the_readme_says(place, monkeypatch):
-    monkeypatch.setattr(train_grpo.Run, "plot", DRAW)
+    monkeypatch.setattr(plot, "draw_curves", DRAW)
     run = place / "files"
     train_grpo.main(rl(place, "files", *GRPO, "--steps", "2"))
     assert {p.name for p in run.iterdir()} == {
@@ -688,7 +719,7 @@ def test_micro_batches_never_change_the_result(place):
 
 @pytest.mark.parametrize("script, flags", [
     (train_grpo, GRPO), (train_ppo, ["--prompts-per-step", "16"]),
-    (train_grpo, [*GRPO, "--dynamic-sampling"])], ids=["grpo", "ppo", "dynamic"])
+    (train_grpo, [*GRPO, "--no-signal", "replace"])], ids=["grpo", "ppo", "dynamic"])
 def test_resume_gives_the_run_that_never_stopped(place, script, flags):
     name = script.__name__ + "_".join(flags)
     whole, cut = name + "_whole", name + "_cut"
@@ -711,13 +742,13 @@ def test_resume_gives_the_run_that_never_stopped(place, script, flags):
 def test_the_reference_stays_frozen_unless_told_to_move(place, tmp_path, monkeypatch, script, few):
     start = load_pretrained(place / "sft" / "model")[0].state_dict()
     # The arguments of a call begin with policy, reference.
-    calls = watch(monkeypatch, script, "token_kl")
+    calls = watch(monkeypatch, metrics_module, "token_kl")
 
     def end(out, *flags):
         script.main(rl(place, "unused", *few, "--steps", "3", "--out", str(tmp_path / out), *flags))
         policy, reference, *_ = calls[-1][0]
         saved = torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)["parts"]
-        assert ("reference" in saved) == bool(flags)
+        assert bool(saved["reference"]) == bool(flags)
         return reference.state_dict(), policy.state_dict()
     frozen, policy = end("frozen")
     assert (all(torch.equal(frozen[k], start[k]) for k in start)
