@@ -259,6 +259,7 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
+    model = copy_for_inference(model)
     print("type a prompt such as 17+58+23= and Enter; an empty line ends")
     while line := read_line():
         prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]

@@ -101,10 +101,13 @@ class MethodConfig(RLConfig):
                                 "are equal, it would divide the noise of the KL by its own "
                                 "standard deviation; dr_grpo, rloo, remax, reinforce and "
                                 "reinforce_pp don't")
-        if self.no_signal == "replace":
-            if not self.baseline.startswith("group") and self.baseline != "others":
-                raise UserError(f"--no-signal replace: {method} doesn't compare an answer with its "
-                                "group, expected keep or drop")
+        compares = self.baseline in ("group", "group/std", "others")
+        if self.no_signal == "replace" and not compares:
+            raise UserError(f"--no-signal replace: {method} doesn't compare an answer with its "
+                            "group, expected keep or drop")
+        if self.no_signal != "keep" and self.kl_in == "reward" and self.kl_coef:
+            raise UserError(f"--no-signal {self.no_signal}: with the KL in the reward all groups "
+                            "have a signal, expected keep, --kl-in loss or --kl-coef 0")
 
 
 def repeat_each(examples: list[dict], n: int) -> list[dict]:

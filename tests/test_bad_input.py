@@ -237,6 +237,9 @@ CASES = [
     *[(GRPO, ["--method", name, *updates], "expected 1 and 1")
       for name in ("rloo", "remax", "reinforce")
       for updates in (["--minibatches", "2"], ["--epochs", "2"])],
+    *[(GRPO, ["--method", "rloo", "--no-signal", how],
+       f"--no-signal {how}: with the KL in the reward all groups have a signal")
+      for how in ("drop", "replace")],
     *[(GRPO, ["--method", name, "--no-signal", "replace"],
        f"--no-signal replace: --method {name} doesn't compare an answer with its group")
       for name in ("remax", "reinforce", "reinforce_pp")],
