@@ -837,6 +837,10 @@ def sampled(entry, model, max_new_tokens, temperature):
             answer = answer[:answer.index(STOP) + 1]
         assert tokens[:len(prompt)] == prompt and ended == (answer[-1] == STOP)
         assert ended or len(answer) == max_new_tokens
+        if temperature == 0:
+            # Each token is the most likely one, or as good as that.
+            logp = distributions(frozen(model), prompt, answer)
+            assert (of_tokens(logp, answer) > logp.max(-1).values - 1e-4).all()
         rows.append((tuple(prompt), tuple(answer), ended))
     return rows
 
@@ -1137,7 +1141,9 @@ GRPO = dict(steps=3, prompts_per_step=6, group_size=3, max_new_tokens=5, tempera
 # Unequal clips, and eight updates a step: of 5, 5, 5 and 3 answers, twice.
 OFTEN = dict(epochs=2, minibatches=4)
 CLIPPED = dict(clip_low=0.1, clip_high=0.2, **OFTEN)
-PLAIN = dict(loss="reinforce", minibatches=1, kl_in="reward", aggregate="seq-sum")
+# The policy gradient itself, which has no ratio to clip.
+PLAIN = dict(loss="reinforce", minibatches=1, kl_in="reward", aggregate="seq-sum", clip_low=None,
+             clip_high=None)
 
 # What each name stands for, in the same words, where it isn't what "grpo" stands for.
 GRPO_MEANS = dict(baseline="group/std", loss="grpo", aggregate="seq-mean", clip_low=0.2,
@@ -1322,7 +1328,12 @@ def test_grpo(place, tmp_path, train, case):
         kl_coefs.append(kl_coef)
         kl_coef = next_kl_coef(kl_coef, scored.answer_kl, s.kl_target, s.kl_horizon, len(answers))
 
-    # The settings were such that all this shows.
+    # The settings, which may be too close to those of another name to tell them apart by a run.
+    settings = json.loads((run / "config.json").read_text())
+    for name in GRPO_MEANS.keys() - {"baseline", "loss"}:
+        assert settings[name] == getattr(s, name), name
+
+    # They were such that all this shows.
     assert ends == {True, False} and max(float(row["answer_kl"]) for row in rows) > 0.05
     assert not asked[0] & asked[1] and all(len(prompts) % 6 == 0 for prompts in asked[:2])
     assert "clip_low" not in given or clips == ALL_CLIPS
