@@ -27,7 +27,7 @@ from support.models import copy_for_inference, pick_device, torch_rng
 from support.pretrained import load_pretrained
 from support.rewards import load_reward, reward_answers
 from support.rl import read_prompts
-from support.run import digest, model_directory, run_settings
+from support.run import digest, find_model, read_settings
 from support.tokenizer import same_tokenizer
 from task import held_out_problems
 
@@ -129,13 +129,13 @@ def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():
-        run = run_settings(Path(path))
+        run = read_settings(Path(path))
         if run.get("algorithm") == "rm":
             raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
                              "run or model directory")
         config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
         config.temperature = config.temperature or run.get("temperature", 1.0)
-        model, tokenizer = load_pretrained(model_directory(path), torch.float32, device)
+        model, tokenizer = load_pretrained(find_model(path), torch.float32, device)
         if config.chat:
             return chat(model, tokenizer, config)
         longest = model.config.max_seq_len - config.max_new_tokens
@@ -224,7 +224,7 @@ def load_reference(path: str, config, run: dict, model, tokenizer, length: int):
         print(f"{path}: {start}, which it started from, {lost}: KL is left out", file=sys.stderr)
         return None
     device = model.lm_head.weight.device
-    reference, other = load_pretrained(model_directory(start), torch.float32, device)
+    reference, other = load_pretrained(find_model(start), torch.float32, device)
     found, expected = reference.config, model.config
     trouble = ""
     if not same_tokenizer(tokenizer, other):

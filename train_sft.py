@@ -25,7 +25,7 @@ from support.data import encode_prompt, hold_out, pad_batch, read_demonstrations
 from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device
 from support.pretrained import load_pretrained
-from support.run import Run, model_directory
+from support.run import Run, find_model
 from support.tokenizer import builtin_tokenizer
 from task import REASON_SHARE, demonstration, held_out_problems, sum_problems, sum_reward
 
@@ -106,7 +106,7 @@ def main(argv=None) -> None:
 def load_model(config, run, device):
     """-> the policy and its tokenizer: of --model, or a new small model with the built-in one."""
     if config.model:
-        start = model_directory(config.model)
+        start = find_model(config.model)
         policy, tokenizer = load_pretrained(start, torch.float32, device)
         run.note(model=start, data=config.data)
         return policy, tokenizer

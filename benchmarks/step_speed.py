@@ -33,7 +33,7 @@ from support.data import encode_prompt
 from support.models import pick_device
 from support.plot import read_metrics
 from support.pretrained import load_pretrained
-from support.run import ensure_trained, model_directory
+from support.run import ensure_trained, find_model
 from task import demonstration, sum_problems, sum_reward
 
 WARM_UP = 2
@@ -103,7 +103,7 @@ def main() -> None:
     config = parse(Config, __doc__)
     device = pick_device(config)
     run_config = RunConfig(device=config.device, dtype=config.dtype)
-    start = model_directory(config.model or ensure_trained("runs/sft", train_sft.main, run_config))
+    start = find_model(config.model or ensure_trained("runs/sft", train_sft.main, run_config))
     model, tokenizer = load_pretrained(start, torch.float32, device)
     rate, _ = limits(device, product_dtype(device))
     rng, steps = np.random.default_rng(0), config.steps + WARM_UP

@@ -17,7 +17,7 @@ def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[
 
     Each of the `required` fields is text, or a list of {"role", "content"} messages. instead: a
     field of messages that may stand in for all of them. -> for each line {"line": its number,
-    "side": see side_of, "columns": its object}. What is added to an example later stands beside
+    "side": see choose_side, "columns": its object}. What is added to an example later stands beside
     "columns", so that a field of the data may have any name."""
     examples = []
     for number, line in enumerate(_read_text(path).split("\n"), 1):
@@ -28,7 +28,7 @@ def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[
         stands_in = instead and instead in columns and required[0] not in columns
         names = (instead,) if stands_in else required
         _check_fields(columns, names, instead, place)
-        side = side_of(columns[names[0]])
+        side = choose_side(columns[names[0]])
         examples.append({"line": number, "side": side, "columns": columns})
     if not examples:
         raise ValueError(f"{path}: no examples in it, expected a JSON object a line")
@@ -91,7 +91,7 @@ def _holds_messages(value) -> bool:
     return True
 
 
-def side_of(prompt) -> str:
+def choose_side(prompt) -> str:
     """Whether a prompt is for training or held out, by a hash: the same in every file and script.
 
     -> "train", or "held out" for one prompt in ten. A conversation goes by its messages up to the
@@ -216,7 +216,7 @@ def drop_unusable(examples: list[dict], path: str, reason_not) -> list[dict]:
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+def draw_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The order of n examples in an epoch. Kept: drawn anew, it would cost every step O(n)."""
     return numpy_rng(seed, epoch, "order of the data").permutation(n)
 
@@ -228,7 +228,7 @@ def take(examples: list[dict], n: int, seed: int, step: int) -> list[dict]:
     batch = []
     for i in range(step * n, (step + 1) * n):
         epoch, place = divmod(i, len(examples))
-        order = epoch_order(len(examples), seed, epoch)
+        order = draw_order(len(examples), seed, epoch)
         batch.append(examples[order[place]])
     return batch
 
@@ -261,7 +261,7 @@ def read_demonstrations(path: str, tokenizer, context: int) -> list[dict]:
 
 
 def hold_out(examples: list[dict], path: str, most: int) -> tuple[list[dict], list[dict]]:
-    """What is trained on, and `most` of what is held out at most; see side_of.
+    """What is trained on, and `most` of what is held out at most; see choose_side.
 
     What is held out is never trained on, used by evaluations or not. Where nothing is held out, of
     the file or of what can be used of it, evaluations use what is trained on."""

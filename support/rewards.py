@@ -21,11 +21,11 @@ from task import sum_reward
 NUMBER = r"(?:(?<![\w.)])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 
 
-def without_commas(text: str) -> str:
+def remove_commas(text: str) -> str:
     return re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", "", text)
 
 
-def stated_answer(text: str) -> str | None:
+def find_stated_answer(text: str) -> str | None:
     """The answer that a text states, or None if it states none.
 
     It is the content of the last \\boxed{} whose braces are balanced; if there is none, the line
@@ -60,24 +60,24 @@ def _find_last_box(text: str) -> str | None:
     return last_content
 
 
-def normal(answer: str) -> str | Decimal:
+def normalize(answer: str) -> str | Decimal:
     """What is compared: without $, commas between thousands, a last period and spaces around.
 
     Numbers are compared by value, so that 7.0 is 7."""
     answer = re.sub(r"\\?\$", "", answer)
-    answer = without_commas(answer).strip().removesuffix(".").strip()
+    answer = remove_commas(answer).strip().removesuffix(".").strip()
     return Decimal(answer) if re.fullmatch(NUMBER, answer) else answer
 
 
-def right_answer(answer: str | int | float) -> str | Decimal:
-    """Of the column `answer`, what `normal` makes of it.
+def read_right_answer(answer: str | int | float) -> str | Decimal:
+    """Of the column `answer`, what `normalize` makes of it.
 
     It is a number, or a text that may state its answer as a completion does (GSM8K's end in
     "#### 72")."""
     if not isinstance(answer, str):
         return Decimal(str(answer))
-    stated = stated_answer(answer)
-    return normal(answer if stated is None else stated)
+    stated = find_stated_answer(answer)
+    return normalize(answer if stated is None else stated)
 
 
 def exact_reward(prompts, completions, answer, **columns) -> list[float]:
@@ -88,11 +88,11 @@ def exact_reward(prompts, completions, answer, **columns) -> list[float]:
     rewards = []
     for completion, right in zip(completions, answer):
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        found = stated_answer(text)
+        found = find_stated_answer(text)
         if found is None:
-            numbers = re.findall(NUMBER, without_commas(text))
+            numbers = re.findall(NUMBER, remove_commas(text))
             found = numbers[-1] if numbers else ""
-        is_right = normal(found) == right_answer(right)
+        is_right = normalize(found) == read_right_answer(right)
         rewards.append(float(is_right))
     return rewards
 
@@ -198,8 +198,9 @@ def _call_reward(reward, name: str, examples: list[dict], texts: list[str],
         columns[field] = [example["columns"][field] for example in examples]
     try:
         given = reward(prompts, completions, **columns, finished=finished)
+        # A generator runs only now.
+        return list(given) if isinstance(given, Iterable) else [given]
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(f"the reward function {name} failed at {where.filename}, "
                         f"line {where.lineno}: {error!r}", status=1) from error
-    return list(given) if isinstance(given, Iterable) else [given]

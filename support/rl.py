@@ -15,8 +15,8 @@ from support.data import (drop_unusable, encode_examples, encode_prompt, hold_ou
                           take)
 from support.models import copy_for_inference, numpy_rng
 from support.pretrained import load_pretrained, load_scalar_model
-from support.rewards import load_reward, reward_answers, right_answer
-from support.run import ensure_trained, model_directory
+from support.rewards import load_reward, reward_answers, read_right_answer
+from support.run import ensure_trained, find_model
 from support.tokenizer import same_tokenizer
 from task import held_out_problems, sum_problems, sum_reward
 
@@ -75,7 +75,7 @@ class RLConfig(RunConfig):
 @user_errors()
 def load_start(config, train_sft, run, device):
     """The model to start from and its tokenizer: --model, or runs/sft. `run` notes what it was."""
-    start = model_directory(config.model or ensure_trained("runs/sft", train_sft, config))
+    start = find_model(config.model or ensure_trained("runs/sft", train_sft, config))
     policy, tokenizer = load_pretrained(start, torch.float32, device)
     run.note(model=start, data=config.data)
     return policy, tokenizer
@@ -84,7 +84,7 @@ def load_start(config, train_sft, run, device):
 @user_errors()
 def load_scores(role: str, path: str, tokenizer, run, device):
     """A ScalarModel that reads the policy's tokens, as --reward-model or --critic."""
-    path = model_directory(path)
+    path = find_model(path)
     model, its_tokenizer = load_scalar_model(path, torch.float32, device)
     if not same_tokenizer(tokenizer, its_tokenizer):
         raise UserError(f"{flag_of(role)} {path}: its tokenizer is not that of the policy, "
@@ -124,7 +124,7 @@ class Reward:
         else:
             self.function = None if config.data else sum_reward
             path = config.reward_model or ensure_trained("runs/rm", train_rm, config)
-            self.path = model_directory(path)
+            self.path = find_model(path)
             model = load_scores("reward_model", self.path, tokenizer, run, device)
             self.model = copy_for_inference(model).requires_grad_(False)
 
@@ -200,7 +200,7 @@ def _check_answer(columns: dict, place: str) -> None:
     answer = columns.get("answer")
     # To Python, true and false are numbers as well.
     is_answer = isinstance(answer, (str, int, float)) and not isinstance(answer, bool)
-    if not is_answer or right_answer(answer) == "":
+    if not is_answer or read_right_answer(answer) == "":
         found = json.dumps(answer)[:60] if "answer" in columns else "missing"
         raise ValueError(f"{place}: answer is {found}, "
                          "expected text or a number for --reward exact")

@@ -40,7 +40,7 @@ SHOWN = {"loss": ("loss", ".3f"), "accuracy": ("accuracy", ".3f"),
          "response_length": ("length", ".1f"), "tokens_per_second": ("tok/s", ",.0f")}
 
 
-def model_directory(path: str) -> Path:
+def find_model(path: str) -> Path:
     """A run's model/, or the directory itself."""
     path = Path(path)
     if (path / "model" / "config.json").is_file():
@@ -157,7 +157,7 @@ def lock_or_wait(path: Path) -> None:
         lock(path, wait=True)
 
 
-def run_settings(path: Path) -> dict:
+def read_settings(path: Path) -> dict:
     """What a run's config.json says, {} if there is none: a model has a config.json as well."""
     try:
         found = json.loads((path / "config.json").read_bytes())
@@ -167,7 +167,7 @@ def run_settings(path: Path) -> dict:
     return found if is_run else {}
 
 
-def run_files(settings: dict) -> list[str]:
+def list_run_files(settings: dict) -> list[str]:
     """The names in a run's directory that are its own, by its settings; none if there is no run."""
     if not settings:
         return []
@@ -178,7 +178,7 @@ def run_files(settings: dict) -> list[str]:
     return names
 
 
-def model_step(run: Path) -> int:
+def read_model_step(run: Path) -> int:
     """The step that a run's model/ is of; -1 if there is none, or one that doesn't say."""
     try:
         note = json.loads((run / "model" / MODEL_NOTE).read_bytes())
@@ -208,7 +208,7 @@ class Run:
         self.config = config
         self.path = run_path(config)
         # The names that this run will have in its directory.
-        self.own = run_files({"algorithm": config.algorithm, **asdict(config)})
+        self.own = list_run_files({"algorithm": config.algorithm, **asdict(config)})
         # Whether Ctrl-C was pressed.
         self.interrupted = False
         # The bad steps in a row up to now.
@@ -243,8 +243,8 @@ class Run:
 
     def _look(self):
         """-> the settings of the run that is there or {}; its names; names that are in the way."""
-        settings = run_settings(self.path)
-        held = [name for name in run_files(settings) if os.path.lexists(self.path / name)]
+        settings = read_settings(self.path)
+        held = [name for name in list_run_files(settings) if os.path.lexists(self.path / name)]
         others = [name for name in self.own if name not in held]
         in_the_way = [name for name in others if os.path.lexists(self.path / name)]
         return settings, held, in_the_way
@@ -357,7 +357,7 @@ class Run:
             raise UserError(f"{file}: can't be resumed from: {type(error).__name__}: "
                             f"{first_line(error)}") from error
         # A model/ of an earlier step was there before --steps was raised: this one isn't finished.
-        if min(step, model_step(self.path)) >= self.config.steps:
+        if min(step, read_model_step(self.path)) >= self.config.steps:
             unlock(self.path)
             print(f"{self.path}: finished at step {step}, nothing to do (--steps N goes further)")
             sys.exit(0)

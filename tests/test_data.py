@@ -524,6 +524,16 @@ def test_a_reward_function_that_fails_is_called_once(tokenizer):
     assert calls == [["a"] * 3] and error.value.status == 1
 
 
+def test_a_reward_function_that_is_a_generator_fails_in_one_line_too(tokenizer):
+    def f(prompts, completions, **columns):
+        yield 1.0
+        raise KeyError("no key")
+    message = r"^the reward function f failed at .*test_data.py, line \d+: KeyError\('no key'\)$"
+    with pytest.raises(UserError, match=message) as error:
+        reward_answers(f, [{"prompt": "a"}] * 3, [[7]] * 3, [True] * 3, tokenizer)
+    assert error.value.status == 1
+
+
 @pytest.mark.parametrize("score, shown", [
     (10 ** 400, "inf"), (10 ** 5000, "inf"), (-10 ** 400, "-inf"), (1e300, "1e+300"),
     (-1e39, "-1e+39"), (math.nan, "nan"), (None, "None"), ("1.0", "'1.0'"), (np.ones(2), "array")],
