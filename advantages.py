@@ -1,20 +1,19 @@
 """Advantage estimators: how much better an action was than expected. Torch only: copy the file.
 
-Every (B, T) tensor is aligned with `tokens`: column t speaks of token t. `mask` is 1 where token t
-is an action (sampled by the policy) and 0 on prompts, padding and holes (a tool's output between
-two actions). Estimators skip holes: the running sum and the next value pass through them unchanged,
-with no discount. Off the mask inputs may hold any finite number and outputs are 0. Shapes that
-differ are a ValueError.
+Column t of a (B, T) tensor speaks of token t. `mask` is 1 where token t is an action (sampled by
+the policy) and 0 on prompts, padding and holes (a tool's output between two actions). Estimators
+skip holes: the running sum and the next value pass through them unchanged, with no discount. Off
+the mask inputs may hold any finite number and outputs are 0. Shapes that differ: ValueError.
 """
 import torch
 from torch import Tensor
 
 
 def _same_shape(**tensors):
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    shapes = {name: tuple(x.shape)
+              for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"shapes differ: {found}")
+        raise ValueError(f"shapes differ: {shapes}")
 
 
 def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor,
@@ -23,12 +22,13 @@ def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor,
 
     r_t = -kl_coef * (log π(a_t|s_t) - log π_ref(a_t|s_t)) + [t is the row's last action] * score
 
-    scores (B,); logp, ref_logp, mask (B, T). Ziegler et al. 2019 (arXiv:1909.08593), eq. 2, spread
-    over the tokens."""
+    scores (B,); logp, ref_logp, mask (B, T). Ziegler et al. 2019 (arXiv:1909.08593), eq. 2."""
     _same_shape(logp=logp, ref_logp=ref_logp, mask=mask)
     _same_shape(scores=scores, rows=mask[:, 0])
     mask = mask.bool()
-    penalty = -kl_coef * (logp.masked_fill(~mask, 0) - ref_logp.masked_fill(~mask, 0))
+    logp = logp.masked_fill(~mask, 0)
+    ref_logp = ref_logp.masked_fill(~mask, 0)
+    penalty = -kl_coef * (logp - ref_logp)
     actions_left = mask.long().flip(1).cumsum(1).flip(1)            # (B, T), this one included
     is_last = mask & (actions_left == 1)
     return penalty + scores[:, None] * is_last
@@ -36,25 +36,25 @@ def token_rewards(scores: Tensor, logp: Tensor, ref_logp: Tensor, mask: Tensor,
 
 def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """G_t = r_t + γ G_{t+1}: the Monte Carlo return from each action on. (B, T) -> (B, T)
-
     Sutton & Barto, eq. 3.9."""
     _same_shape(rewards=rewards, mask=mask)
     mask = mask.bool()
     returns = torch.zeros_like(rewards)
     running = torch.zeros_like(rewards[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
-        running = torch.where(mask[:, t], rewards[:, t] + gamma * running, running)
+        return_t = rewards[:, t] + gamma * running
+        running = torch.where(mask[:, t], return_t, running)           # a hole changes nothing
         returns[:, t] = running
     return returns.masked_fill(~mask, 0)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95,
         bootstrap: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation, a reverse loop. -> advantages, returns (B, T). Not whitened.
+    """Generalised advantage estimation, a reverse loop. -> advantages, returns (B, T), unwhitened.
 
-    δ_t = r_t + γ V(s_{t+1}) - V(s_t)          the TD error
-    A_t = δ_t + γλ A_{t+1}                     λ=0: one-step TD;  λ=1: Monte Carlo return - V(s_t)
-    returns = A + V                            the critic's target (TD(λ)), from raw advantages
+    δ_t = r_t + γ V(s_{t+1}) - V(s_t)      the TD error
+    A_t = δ_t + γλ A_{t+1}                 λ=0: one-step TD;  λ=1: Monte Carlo return - V(s_t)
+    returns = A + V                        the critic's target (TD(λ)), from raw advantages
 
     values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): the value of the
     state after the row's last action; 0 (and None) says that the episode ended there. Schulman et
@@ -66,52 +66,54 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     advantages = torch.zeros_like(values)
     running = torch.zeros_like(values[:, 0])                        # (B,)
     for t in reversed(range(values.shape[1])):
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        running = torch.where(mask[:, t], delta + gamma * lam * running, running)
-        next_value = torch.where(mask[:, t], values[:, t], next_value)
+        value, is_action = values[:, t], mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - value
+        advantage = delta + gamma * lam * running
+        running = torch.where(is_action, advantage, running)        # a hole changes nothing
+        next_value = torch.where(is_action, value, next_value)
         advantages[:, t] = running
     advantages = advantages.masked_fill(~mask, 0)
-    return advantages, (advantages + values).masked_fill(~mask, 0)
+    returns = (advantages + values).masked_fill(~mask, 0)
+    return advantages, returns
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over actions (N,): 1, V knows all; 0, nothing."""
-    error = returns - values
-    return 1 - (error.var() / returns.var().clamp(min=1e-8)).item()
+    unexplained = (returns - values).var()
+    total = returns.var().clamp(min=1e-8)
+    return 1 - (unexplained / total).item()
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over all actions of the batch. (B, T) -> (B, T)
-
-    Unbiased variance. shift_mean=False keeps the mean, so that the sign of a reward does not depend
-    on its batch. Fewer than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13
-    and 18."""
+    """(x - mean) / sqrt(var + eps) over all actions of the batch, unbiased. (B, T) -> (B, T)
+    shift_mean=False keeps the mean: the sign of a reward then does not depend on its batch. Fewer
+    than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13 and 18."""
     _same_shape(x=x, mask=mask)
     mask = mask.bool()
     if mask.sum() < 2:
         return torch.zeros_like(x)
     var, mean = torch.var_mean(x[mask])
-    whitened = (x.masked_fill(~mask, 0) - mean) * torch.rsqrt(var + eps)
+    x = x.masked_fill(~mask, 0)
+    whitened = (x - mean) * torch.rsqrt(var + eps)
     if not shift_mean:
         whitened = whitened + mean
     return whitened.masked_fill(~mask, 0)
 
 
-def _groups(rewards: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+def _groups(rewards, group_size):
     """(B,) -> (B / G, G), and which groups hold one reward only (B / G, 1).
-
     Groups are rollouts in order, not texts."""
     if group_size < 2 or rewards.dim() != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of "
                          f"{group_size} (2 or more)")
     groups = rewards.view(-1, group_size)
-    return groups, (groups == groups[:, :1]).all(1, keepdim=True)
+    all_equal = (groups == groups[:, :1]).all(1, keepdim=True)
+    return groups, all_equal
 
 
 def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True,
                     eps: float = 1e-4) -> Tensor:
     """A_i = (r_i - mean) / (std + eps) within each group of consecutive answers. (B,) -> (B,)
-
     scale=False leaves out the standard deviation: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), the
     unbiased half. Unbiased std. A group of equal rewards has advantage exactly 0: rounding must not
     be divided by eps. Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2."""
@@ -124,17 +126,16 @@ def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True,
 
 def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """A_i = r_i - mean of the *other* rewards of the group. (B,) -> (B,)
-
     A baseline that does not depend on the sample itself, hence unbiased. Kool et al. 2019; Ahmadian
     et al. 2024 (arXiv:2402.14740), eq. 8."""
     groups, all_equal = _groups(rewards, group_size)
-    others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
-    return (groups - others).masked_fill(all_equal, 0).flatten()
+    others = groups.sum(1, keepdim=True) - groups
+    advantages = groups - others / (group_size - 1)
+    return advantages.masked_fill(all_equal, 0).flatten()
 
 
 def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
     """A = r(sample) - r(greedy answer to the same prompt). (B,), (B,) -> (B,)
-
     ReMax, Li et al. 2024 (arXiv:2310.10505)."""
     _same_shape(rewards=rewards, greedy_rewards=greedy_rewards)
     return rewards - greedy_rewards
@@ -142,6 +143,6 @@ def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
 
 def reinforce_pp_advantages(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """Returns of token rewards, whitened over the batch instead of a group. (B, T) -> (B, T)
-
     Of score and KL penalty, see `token_rewards`. REINFORCE++, Hu et al. 2025 (arXiv:2501.03262)."""
-    return whiten(discounted_returns(rewards, mask, gamma), mask)
+    returns = discounted_returns(rewards, mask, gamma)
+    return whiten(returns, mask)

@@ -33,11 +33,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from support.cli import UserError, parse, script, setting
-from support.plot import save_figure
-from support.plot import read_csv, read_metrics
+from support.plot import read_csv, read_metrics, save_figure
 
 ROOT = Path(__file__).parent
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
+DR_GRPO, DAPO = f"{GRPO} --method dr_grpo", f"{GRPO} --method dapo"
 PPO = "train_ppo.py --reward verifier"
 # {rm}: the seed's reward model.
 PPO_RM = "train_ppo.py --reward-model {rm} --eval-every 5"
@@ -58,13 +58,14 @@ METHODS = {
     "PPO on RM": (4, PPO_RM),
     "PPO on RM, no KL": (4, f"{PPO_RM} --kl-coef 0"),
     "GRPO": (2, GRPO),
-    "Dr. GRPO": (2, f"{GRPO} --advantage dr_grpo"),
-    "DAPO": (2, f"{GRPO} --loss dapo --dynamic-sampling"),
-    "RLOO": (2, f"{GRPO} --advantage rloo"),
-    "REINFORCE++": (2, f"{GRPO} --advantage reinforce_pp"),
-    "ReMax": (2, f"{GRPO} --advantage remax"),
-    "GSPO": (2, f"{GRPO} --loss gspo"),
-    "CISPO": (2, f"{GRPO} --loss cispo"),
+    "Dr. GRPO": (2, DR_GRPO),
+    "DAPO": (2, DAPO),
+    "RLOO": (2, f"{GRPO} --method rloo"),
+    "REINFORCE++": (2, f"{GRPO} --method reinforce_pp"),
+    "ReMax": (2, f"{GRPO} --method remax"),
+    "REINFORCE": (2, f"{GRPO} --method reinforce"),
+    "GSPO": (2, f"{GRPO} --method gspo"),
+    "CISPO": (2, f"{GRPO} --method cispo"),
 }
 # The columns of results.csv, and how results.md shows them. pairs: the share of held-out ones that
 # the reward model ranks right. peak: the best evaluation.
@@ -89,10 +90,9 @@ class Experiment:
 RIGHT = ("right answers, sampled (share)", "setting", "sampled")
 KL = ("KL to the SFT model (nats an answer)", "setting", "kl_to_sft")
 NO_SIGNAL = ("groups without signal (share)", "step", "no_signal")
-# RLOO has no std that changes what β weighs. Its loss is GRPO's, which may hold any KL. A β of 0.5
-# is there to show it.
-RLOO = f"{GRPO} --advantage rloo --loss grpo"
-STRONG = f"{RLOO} --kl-in loss --kl-coef 0.5"
+# Dr. GRPO has no std that changes what β weighs, and may have the KL anywhere. A β of 0.5 is there
+# to show it.
+STRONG = f"{DR_GRPO} --kl-in loss --kl-coef 0.5"
 GRPO_25, PPO_25 = f"{GRPO} --steps 25", f"{PPO} --steps 25"
 NO_CLIP = "--clip-low 1e9 --clip-high 1e9"
 CRITIC_RM = "--critic {rm}"
@@ -118,12 +118,12 @@ EXPERIMENTS = {
         [RIGHT, NO_SIGNAL],
         base="G = 8"),
     "kl": Experiment(
-        "RLOO with β = 0.5: which penalty keeps the policy near its start?",
-        {("", "none"): f"{RLOO} --kl-coef 0",
+        "Dr. GRPO with β = 0.5: which penalty keeps the policy near its start?",
+        {("", "none"): f"{DR_GRPO} --kl-coef 0",
          ("", "k1 in the loss"): f"{STRONG} --kl-estimator k1",
          ("", "k2 in the loss"): f"{STRONG} --kl-estimator k2",
          ("", "k3 in the loss"): STRONG,
-         ("", "k1 in the reward"): f"{RLOO} --kl-in reward --kl-coef 0.5"},
+         ("", "k1 in the reward"): f"{DR_GRPO} --kl-in reward --kl-coef 0.5"},
         [KL, RIGHT],
         base="none"),
     "clip": Experiment(
@@ -149,7 +149,7 @@ EXPERIMENTS = {
         [RIGHT, ("explained variance of the critic", "setting", "explained_variance")],
         base="critic from the policy, λ = 0.95"),
     "reference": Experiment(
-        "RLOO with β = 0.5: a reference that stays, follows, or is replaced",
+        "Dr. GRPO with β = 0.5: a reference that stays, follows, or is replaced",
         {("", "frozen"): STRONG,
          ("", "EMA 0.9"): f"{STRONG} --ref-ema 0.9",
          ("", "synced every 10"): f"{STRONG} --ref-sync 10"},
@@ -164,8 +164,8 @@ EXPERIMENTS = {
         base="seq-mean"),
     "no_signal": Experiment(
         "DAPO: groups without signal, left out or replaced",
-        {("", "left out"): f"{GRPO} --loss dapo",
-         ("", "replaced"): METHODS["DAPO"][1]},
+        {("", "left out"): f"{DAPO} --no-signal drop",
+         ("", "replaced"): DAPO},
         [NO_SIGNAL, ("samples a step", "step", "samples"), RIGHT],
         base="left out"),
 }
@@ -187,7 +187,7 @@ class Config:
 # --------------------------------------------------------------------------------------------- runs
 
 def run_path(out: Path, command: str, seed: int) -> Path:
-    """train_grpo.py --loss dapo -> OUT/runs/grpo_loss_dapo-0"""
+    """train_grpo.py --method dapo -> OUT/runs/grpo_method_dapo-0"""
     plain = command.removeprefix("train_").replace(".py", "", 1)
     stem = re.sub(r"[^\w.]+", "_", plain).strip("_")
     return out / "runs" / f"{stem}-{seed}"

@@ -45,11 +45,11 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
     for start in range(0, len(examples), rows_at_once):
-        some = examples[start:start + rows_at_once]
-        rollout = parallel.generate(sampler, [example["ids"] for example in some], max_new_tokens,
+        part = examples[start:start + rows_at_once]
+        rollout = parallel.generate(sampler, [example["ids"] for example in part], max_new_tokens,
                                     tokenizer.stop_ids, temperature, generator, micro_batch_tokens)
         responses, finished = rollout.responses(), rollout.finished.tolist()
-        rewards = reward_answers(reward, some, responses, finished, tokenizer)
+        rewards = reward_answers(reward, part, responses, finished, tokenizer)
         answers += zip(rewards, responses, finished)
         rollouts.append(rollout)
     return answers, rollouts
@@ -259,6 +259,7 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
+    model = copy_for_inference(model)
     print("type a prompt such as 17+58+23= and Enter; an empty line ends")
     while line := read_line():
         prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]

@@ -1,15 +1,14 @@
 """Log-probs, KL estimators and every loss. Torch only: copy the file.
 
-Conventions. (B,) is a number per sequence, (B, T) a number per token; column t speaks of token t,
-so nothing here shifts. `mask` (bool, integer or float) is 1 where token t is an action; off it
-inputs may hold any finite number, so every input is masked before it is subtracted or
-exponentiated. Log-probs are in nats.
+(B,) is a number per sequence, (B, T) a number per token; column t speaks of token t, so nothing
+here shifts. `mask` (bool, integer or float) is 1 where token t is an action; off it inputs may hold
+any finite number, so every input is masked before it is subtracted or exponentiated. Log-probs are
+in nats. Shapes that differ and unknown modes are a ValueError.
 
 Every `*_loss` returns `(loss, stats)`: a 0-dim tensor to call `backward()` on and a dict of
 detached 0-dim tensors, each a mean over the actions (or rows) that were given. `denominator`
 replaces the batch's own count: give each micro-batch the whole batch's (`count_for`), and the
-gradients add up to that of the undivided batch. Shapes that differ and unknown modes are a
-ValueError.
+gradients add up to that of the undivided batch.
 """
 import torch
 import torch.nn.functional as F
@@ -19,32 +18,30 @@ LossAndStats = tuple[Tensor, dict[str, Tensor]]
 
 
 def _same_shape(**tensors):
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    shapes = {name: tuple(x.shape)
+              for name, x in tensors.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"shapes differ: {found}")
+        raise ValueError(f"shapes differ: {shapes}")
 
 
-def _on_mask(mask: Tensor, **tensors) -> list[Tensor]:
+def _on_mask(mask, **tensors):
     """The tensors, which must have the mask's shape, with 0 off the mask."""
     _same_shape(**tensors, mask=mask)
     off = ~mask.bool()
     return [x.masked_fill(off, 0) for x in tensors.values()]
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def _at_least_float32(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
-# --------------------------------------------------------------------------------------- log-probs
-
 def gather_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
     """log softmax(logits)[tokens], in at least float32. (..., V), (...) -> (...)
-
     Does not shift: logits[i] score tokens[i]."""
     _same_shape(logits=logits[..., 0], tokens=tokens)
     logp = torch.log_softmax(_at_least_float32(logits), -1)
-    return logp.gather(-1, tokens[..., None]).squeeze(-1)
+    token_logp = logp.gather(-1, tokens[..., None])
+    return token_logp.squeeze(-1)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -53,18 +50,16 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(-1)
 
 
-# ---------------------------------------------------------------------------------------- averages
-
 def count_for(mask: Tensor, mode: str = "token-mean", length: int | None = None) -> Tensor:
     """What `aggregate` divides by: the actions, the rows that have any, or B * length. 0-dim.
-
     length: of seq-sum's constant, such as max_new_tokens; T if not given."""
     if mode == "token-mean":
         return mask.bool().sum()
     if mode == "seq-mean":
         return mask.bool().any(1).sum()
     if mode == "seq-sum":
-        return torch.tensor(len(mask) * (length or mask.shape[1]), device=mask.device)
+        n_places = len(mask) * (length or mask.shape[1])
+        return torch.tensor(n_places, device=mask.device)
     raise ValueError(f"unknown mode {mode!r}, expected token-mean, seq-mean or seq-sum")
 
 
@@ -80,8 +75,10 @@ def aggregate(x: Tensor, mask: Tensor, mode: str = "token-mean",
     if denominator is None:
         denominator = count_for(mask, mode)
     if mode == "seq-mean":
-        x = x.sum(1) / mask.bool().sum(1).clamp(min=1)
-    return x.sum() / torch.as_tensor(denominator).clamp(min=1)
+        lengths = mask.bool().sum(1)
+        x = x.sum(1) / lengths.clamp(min=1)
+    denominator = torch.as_tensor(denominator)
+    return x.sum() / denominator.clamp(min=1)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -89,12 +86,14 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return aggregate(x, mask, "token-mean")
 
 
-def _row_mean(x: Tensor, denominator=None) -> Tensor:
+def _row_mean(x, denominator=None):
     """(B,) -> 0-dim: Σ x / B, or over the whole batch's number of rows."""
-    return x.sum() / max(len(x) if denominator is None else denominator, 1)
+    if denominator is None:
+        denominator = len(x)
+    return x.sum() / max(denominator, 1)
 
 
-def _mean(x: Tensor) -> Tensor:
+def _mean(x):
     """For stats: the mean over rows, detached, 0 if there are none. (B,) -> 0-dim"""
     return _row_mean(_at_least_float32(x.detach()))
 
@@ -126,8 +125,8 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 def kl_penalty(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: str = "k3") -> Tensor:
     """k1, k2 or k3 of each action, 0 off the mask. (B, T)"""
     logp, ref_logp = _on_mask(mask, logp=logp, ref_logp=ref_logp)
-    kl = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}[estimator]
-    return kl(logp, ref_logp)
+    estimators = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+    return estimators[estimator](logp, ref_logp)
 
 
 def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
@@ -141,15 +140,16 @@ def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
 def adaptive_kl_coef(kl_coef: float, kl: float, target: float, batch_size: int,
                      horizon: float) -> float:
     """The next β: kl_coef * (1 + e * batch_size / horizon), e = clip(kl / target - 1, ±0.2).
-
     Never below 0, which a horizon under a fifth of the batch would give: that would reward KL.
     kl: the mean over rows of the summed k1; target in the same unit; horizon in episodes.
     Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2."""
-    error = min(max(float(kl) / target - 1, -0.2), 0.2)
-    return max(0.0, float(kl_coef) * (1 + error * batch_size / horizon))
+    error = float(kl) / target - 1
+    error = min(max(error, -0.2), 0.2)
+    factor = 1 + error * batch_size / horizon
+    return max(0.0, float(kl_coef) * factor)
 
 
-# -------------------------------------------------------------------------------------- supervised
+# ------------------------------------------------------------ losses of the models to start from
 
 def sft_loss(logp: Tensor, mask: Tensor, denominator=None) -> LossAndStats:
     """-Σ mask log π / Σ mask: the mean negative log-likelihood of a token. (B, T)"""
@@ -160,20 +160,20 @@ def sft_loss(logp: Tensor, mask: Tensor, denominator=None) -> LossAndStats:
 def reward_model_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0,
                       denominator=None) -> LossAndStats:
     """Bradley-Terry: -log σ(r(chosen) - r(rejected) - margin), mean over pairs. (B,), (B,)
-
     Only differences count: scores are defined up to a constant. Ouyang et al. 2022
-    (arXiv:2203.02155), eq. 1; the margin, a number or (B,), is Llama 2's (arXiv:2307.09288), eq. 2."""
+    (arXiv:2203.02155), eq. 1; the margin, a number or (B,), is Llama 2's (2307.09288), eq. 2."""
     _same_shape(chosen=chosen, rejected=rejected)
     if isinstance(margin, Tensor) and margin.dim():
         _same_shape(chosen=chosen, margin=margin)
     loss = -F.logsigmoid(chosen - rejected - margin)
-    stats = {"accuracy": _mean(chosen > rejected), "margin": _mean(chosen - rejected)}
+    stats = {"accuracy": _mean(chosen > rejected),
+             "margin": _mean(chosen - rejected)}
     return _row_mean(loss, denominator), stats
 
 
 # ----------------------------------------------------------------------------------- policy losses
 
-def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
+def _per_token(advantages, mask):
     """(B,) or (B, T) -> (B, T), 0 off the mask."""
     if advantages.dim() == 1:
         _same_shape(advantages=advantages, rows=mask[:, 0])
@@ -182,24 +182,22 @@ def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     return advantages
 
 
-def _log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:
+def _log_ratio(logp, old_logp, mask):
     """log π(a|s) - log π_old(a|s), 0 off the mask. (B, T)"""
     logp, old_logp = _on_mask(mask, logp=logp, old_logp=old_logp)
     return logp - old_logp
 
 
-def _ratio_stats(log_ratio: Tensor, clipped: Tensor, mask: Tensor) -> dict:
+def _ratio_stats(log_ratio, is_clipped, mask):
     """clip_fraction: of actions, those without a gradient because of the clip. approx_kl:
     KL(π_old‖π) by k3 under samples of π_old."""
     log_ratio = log_ratio.detach()
-    return {"clip_fraction": masked_mean(clipped.to(log_ratio.dtype), mask),
+    return {"clip_fraction": masked_mean(is_clipped.to(log_ratio.dtype), mask),
             "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask)}
 
 
-def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
-                       dual_clip=None) -> LossAndStats:
+def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high, dual_clip=None):
     """PPO's objective with the sign of a loss, per token (B, T), not yet averaged.
-
     max(-A ρ, -A clip(ρ, 1 - clip_low, 1 + clip_high)),  ρ = π / π_old. The max is pessimistic for
     either sign of A: with A > 0 the gradient stops once ρ > 1 + clip_high, with A < 0 once
     ρ < 1 - clip_low, and a step back is never clipped."""
@@ -214,14 +212,14 @@ def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
         # A < 0 and ρ large: the loss has a bound (Ye et al. 2020, arXiv:1912.09729).
         bound = -advantages * dual_clip
         is_clipped = is_clipped | ((advantages < 0) & (loss > bound))
-        loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+        bounded = torch.minimum(loss, bound)
+        loss = torch.where(advantages < 0, bounded, loss)
     return loss, _ratio_stats(log_ratio, is_clipped, mask)
 
 
 def policy_gradient_loss(logp: Tensor, advantages: Tensor, mask: Tensor, mode: str = "token-mean",
                          denominator=None) -> LossAndStats:
     """-A log π, whose gradient is the policy gradient. advantages (B,) or (B, T).
-
     REINFORCE (Williams 1992), A2C, RLOO. There is no ratio, so that nothing is clipped."""
     [logp] = _on_mask(mask, logp=logp)
     advantages = _per_token(advantages, mask).detach()
@@ -234,7 +232,6 @@ def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Te
                     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None,
                     mode: str = "token-mean", denominator=None) -> LossAndStats:
     """-min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), ρ = π / π_old. advantages (B,) or (B, T).
-
     PPO's stand-in for TRPO's trust region. Schulman et al. 2017 (arXiv:1707.06347), eq. 7.
     dual_clip c > 1 bounds the loss by -c A where A < 0."""
     loss, stats = _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
@@ -245,7 +242,6 @@ def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Te
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,
                clip: float | None = 0.2, denominator=None) -> LossAndStats:
     """0.5 * mean max((V - R)², (clip(V, V_old ± clip) - R)²); clip=None: 0.5 * mean (V - R)².
-
     A token mean. clip is in units of reward. From OpenAI baselines' PPO2 (Huang et al. 2022, "37
     implementation details", no. 9)."""
     values, old_values, returns = _on_mask(mask, values=values, old_values=old_values,
@@ -263,7 +259,6 @@ def grpo_loss(logp: Tensor, old_logp: Tensor, ref_logp: Tensor | None, advantage
               mask: Tensor, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.0,
               mode: str = "seq-mean", denominator=None) -> LossAndStats:
     """PPO's clipped surrogate plus kl_coef * k3, averaged over each answer, then over answers.
-
     mode="token-mean" with a higher clip_high is DAPO's, mode="seq-sum" with a constant denominator
     Dr. GRPO's. ref_logp may be None if kl_coef is 0. Shao et al. 2024 (DeepSeekMath,
     arXiv:2402.03300), eq. 3 and 4."""
@@ -283,7 +278,6 @@ def gspo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
               clip_low: float = 3e-4, clip_high: float = 4e-4,
               denominator=None) -> LossAndStats:
     """-min(s A, clip(s) A), one ratio per answer: s = exp(mean_t log(π / π_old)). advantages (B,).
-
     Mean over rows. The geometric mean over tokens makes s far closer to 1 than a token's ratio,
     hence the narrow clip. Zheng et al. 2025 (arXiv:2507.18071), eq. 5 and 7."""
     log_ratio = _log_ratio(logp, old_logp, mask)
@@ -304,7 +298,6 @@ def cispo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
                clip_low: float = 0.2, clip_high: float = 0.2, mode: str = "token-mean",
                denominator=None) -> LossAndStats:
     """-sg(clip(ρ, 1 - clip_low, 1 + clip_high)) A log π: every token keeps a gradient.
-
     sg: no gradient, so that the weight of a token is clipped instead of its gradient. clip_low=1.0
     clips from above only, as the paper does. MiniMax-M1 2025 (arXiv:2506.13585), eq. 4."""
     log_ratio = _log_ratio(logp, old_logp, mask)
@@ -319,7 +312,7 @@ def cispo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
 
 # ------------------------------------------------- preferences (PPO and GRPO need nothing of these)
 
-def _preference_stats(chosen_reward: Tensor, rejected_reward: Tensor) -> dict:
+def _preference_stats(chosen_reward, rejected_reward):
     return {"accuracy": _mean(chosen_reward > rejected_reward),
             "margin": _mean(chosen_reward - rejected_reward),
             "chosen_reward": _mean(chosen_reward),
@@ -330,7 +323,6 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
              ref_rejected_logp: Tensor, beta: float = 0.1, label_smoothing: float = 0.0,
              denominator=None) -> LossAndStats:
     """-(1-ε) log σ(h) - ε log σ(-h), h = r(chosen) - r(rejected), r = β (log π - log ref).
-
     (B,) log-probs summed over the answer; r is the implicit reward. ε: the share of flipped labels
     ("conservative" DPO). Rafailov et al. 2023 (arXiv:2305.18290), eq. 7."""
     _same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp,
@@ -338,7 +330,8 @@ def dpo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
     chosen_reward = beta * (chosen_logp - ref_chosen_logp)
     rejected_reward = beta * (rejected_logp - ref_rejected_logp)
     h = chosen_reward - rejected_reward
-    loss = -(1 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+    loss = -(1 - label_smoothing) * F.logsigmoid(h)
+    loss = loss - label_smoothing * F.logsigmoid(-h)
     return _row_mean(loss, denominator), _preference_stats(chosen_reward, rejected_reward)
 
 
@@ -346,7 +339,6 @@ def ipo_loss(chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor
              ref_rejected_logp: Tensor, beta: float = 0.1,
              denominator=None) -> LossAndStats:
     """(h - 1 / (2β))², h = log(π / ref)(chosen) - log(π / ref)(rejected): a regression on 1 / (2β).
-
     On the log-probs as given: summed (the paper's) and averaged ones are different losses.
     Azar et al. 2023 (arXiv:2310.12036), eq. 17."""
     _same_shape(chosen_logp=chosen_logp, rejected_logp=rejected_logp,
@@ -361,7 +353,6 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, kl: Tensor, beta
              desirable_weight: float = 1.0, undesirable_weight: float = 1.0,
              denominator=None) -> LossAndStats:
     """w (1 - σ(±β (log π - log ref - kl))), + if the answer is desirable, - if not. No pairs.
-
     logp, ref_logp (B,) summed; desirable (B,) bool; mean over rows. kl: the 0-dim reference point,
     taken as given and without gradient (the paper: KL(π‖ref) from mismatched prompts and answers,
     at least 0). Ethayarajh et al. 2024 (arXiv:2402.01306), eq. 8."""
@@ -380,7 +371,6 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, kl: Tensor, beta
 def simpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float = 2.0,
                gamma: float = 1.0, denominator=None) -> LossAndStats:
     """-log σ(β (chosen - rejected) - γ) on log-probs averaged over the answer; no reference.
-
     (B,). γ is the target margin itself, not its ratio to β. Meng et al. 2024 (arXiv:2405.14734),
     eq. 6."""
     _same_shape(chosen_mean_logp=chosen_mean_logp, rejected_mean_logp=rejected_mean_logp)
@@ -393,7 +383,6 @@ def simpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float
 def orpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float = 0.1,
               denominator=None) -> LossAndStats:
     """-β log σ(log odds(chosen) - log odds(rejected)), odds(p) = p / (1 - p); mean over rows.
-
     (B,): log p averaged over the answer. To be added to the chosen answer's NLL (`sft_loss`).
     Hong et al. 2024 (arXiv:2403.07691), eq. 6 and 7."""
     _same_shape(chosen_mean_logp=chosen_mean_logp, rejected_mean_logp=rejected_mean_logp)

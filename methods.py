@@ -101,10 +101,13 @@ class MethodConfig(RLConfig):
                                 "are equal, it would divide the noise of the KL by its own "
                                 "standard deviation; dr_grpo, rloo, remax, reinforce and "
                                 "reinforce_pp don't")
-        if self.no_signal == "replace":
-            if not self.baseline.startswith("group") and self.baseline != "others":
-                raise UserError(f"--no-signal replace: {method} doesn't compare an answer with its "
-                                "group, expected keep or drop")
+        compares = self.baseline in ("group", "group/std", "others")
+        if self.no_signal == "replace" and not compares:
+            raise UserError(f"--no-signal replace: {method} doesn't compare an answer with its "
+                            "group, expected keep or drop")
+        if self.no_signal != "keep" and self.kl_in == "reward" and self.kl_coef:
+            raise UserError(f"--no-signal {self.no_signal}: with the KL in the reward all groups "
+                            "have a signal, expected keep, --kl-in loss or --kl-coef 0")
 
 
 def repeat_each(examples: list[dict], n: int) -> list[dict]:
@@ -116,16 +119,17 @@ def sample_until_signal(config, answer, batch, step):
     """Ask further prompts until enough groups have two different rewards. -> Rollout, rewards (B,)
 
     DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476)."""
-    rollouts, rewards = [], []
+    rollouts, all_rewards = [], []
     for i in range(step * ROUNDS, (step + 1) * ROUNDS):
-        rollout, earned = answer(repeat_each(batch(i), config.group_size), i)
+        examples = repeat_each(batch(i), config.group_size)
+        rollout, rewards = answer(examples, i, config.temperature)
         rollouts.append(rollout)
-        rewards.append(earned)
-        groups = torch.cat(rewards).view(-1, config.group_size)
+        all_rewards.append(rewards)
+        groups = torch.cat(all_rewards).view(-1, config.group_size)
         has_signal = (groups != groups[:, :1]).any(1)
         if has_signal.sum() >= config.prompts_per_step:
             break
-    return concatenate(rollouts), torch.cat(rewards)
+    return concatenate(rollouts), torch.cat(all_rewards)
 
 
 def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl_coef):
@@ -133,22 +137,22 @@ def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl
 
     rewards (B,); logp and mask (B, T). A KL penalty in the reward is paid before answers are
     compared."""
-    token_earned = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)            # (B, T)
+    rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)            # (B, T)
     if config.baseline == "batch/std":
-        return reinforce_pp_advantages(token_earned, mask)
-    earned = token_earned.sum(1)                                                        # (B,)
+        return reinforce_pp_advantages(rewards_t, mask)
+    rewards = rewards_t.sum(1)                                                          # (B,)
     if config.baseline == "group/std":
-        advantages = grpo_advantages(earned, config.group_size)
+        advantages = grpo_advantages(rewards, config.group_size)
     elif config.baseline == "group":
-        advantages = grpo_advantages(earned, config.group_size, scale=False)
+        advantages = grpo_advantages(rewards, config.group_size, scale=False)
     elif config.baseline == "others":
-        advantages = rloo_advantages(earned, config.group_size)
+        advantages = rloo_advantages(rewards, config.group_size)
     elif config.baseline == "greedy":
-        _, greedy_rewards = answer(prompts, 0, temperature=0)                           # (B / G,)
+        _, greedy_rewards = answer(prompts, i=0, temperature=0)                         # (B / G,)
         baseline = greedy_rewards.repeat_interleave(config.group_size)                  # (B,)
-        advantages = remax_advantages(earned, baseline)
+        advantages = remax_advantages(rewards, baseline)
     else:
-        advantages = earned
+        advantages = rewards
     return advantages[:, None].expand(mask.shape)
 
 
@@ -163,7 +167,7 @@ def rows_to_learn_from(config, advantages):
     return rows.flatten(), no_signal.float().mean().item()
 
 
-def policy_loss(config, logp, old_logp, ref_logp, advantages, mask, kl_coef, denominator):
+def policy_loss(config, kl_coef, logp, old_logp, ref_logp, advantages, mask, denominator):
     """The method's loss, and its KL penalty, of a micro-batch. (b, T) each -> loss, stats"""
     clip, mode = config.clip_range, config.aggregate
     if config.loss == "grpo":
@@ -176,7 +180,7 @@ def policy_loss(config, logp, old_logp, ref_logp, advantages, mask, kl_coef, den
         loss, stats = cispo_loss(logp, old_logp, advantages, mask, *clip, mode, denominator)
     else:
         loss, stats = policy_gradient_loss(logp, advantages, mask, mode, denominator)
-    if kl_coef:
+    if kl_coef.in_loss:
         kl = kl_penalty(logp, ref_logp, mask, config.kl_estimator)
-        loss = loss + kl_coef * aggregate(kl, mask, mode, denominator)
+        loss = loss + kl_coef.in_loss * aggregate(kl, mask, mode, denominator)
     return loss, stats

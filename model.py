@@ -1,11 +1,10 @@
 """A decoder-only Transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
 This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3.
-Parameters carry Hugging Face's names, so that a checkpoint needs no translation.
-
-There is no dropout: train and eval mode compute the same function, so that the importance ratio
-of a fresh rollout is 1. There are no attention masks and no position ids: padding is on the
-right, where a causal model never looks.
+Parameters carry Hugging Face's names, so that a checkpoint needs no translation. There is no
+dropout: train and eval mode compute the same function, so that the importance ratio of a fresh
+rollout is 1. There are no attention masks and no position ids: padding is on the right, where a
+causal model never looks.
 
 Shapes: B rows, T tokens, C = dim, nh heads of size hs, nkv key-value heads, V vocabulary.
 """
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -41,15 +40,13 @@ class ModelConfig:
         if self.head_dim is None and self.dim % self.n_heads == 0:
             self.head_dim = self.dim // self.n_heads
         if self.head_dim is None or self.head_dim % 2 or self.n_heads % self.n_kv_heads:
-            raise ValueError(
-                f"dim {self.dim} must divide into n_heads {self.n_heads} unless head_dim is given, "
-                f"head_dim {self.head_dim} must be even, and n_heads divide into "
-                f"n_kv_heads {self.n_kv_heads}")
+            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} unless "
+                             f"head_dim is given, head_dim {self.head_dim} must be even, and "
+                             f"n_heads divide into n_kv_heads {self.n_kv_heads}")
 
 
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + ε) * weight, computed in float32 at least.
-
     Zhang & Sennrich 2019 (arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float):
@@ -57,20 +54,19 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         mean_square = x32.square().mean(-1, keepdim=True)
-        return (x32 * torch.rsqrt(mean_square + self.eps)).type_as(x) * self.weight
+        normed = x32 * torch.rsqrt(mean_square + self.eps)
+        return normed.type_as(x) * self.weight
 
 
-def rope_frequencies(config: ModelConfig) -> Tensor:
+def rope_frequencies(config: ModelConfig):
     """theta^(-2i/hs) for i < hs/2: the angle by which a position turns each pair of a head. (hs/2,)
-
     rope_scaling stretches the context that a model was first trained for (Llama 3.1). Pairs that
     turn less than `low_freq_factor` times within the original context turn `factor` times slower;
     pairs that turn more than `high_freq_factor` times stay as they are; in between is a mixture."""
-    # They are in no checkpoint. So they are computed on the CPU, even where a model is built
-    # without memory (torch.device("meta")).
+    # On the CPU even where a model is built without memory ("meta"): they are in no checkpoint.
     pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / config.rope_theta ** (pair / config.head_dim)
     if config.rope_scaling is None:
@@ -83,12 +79,13 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return kept * frequencies + (1 - kept) * frequencies / config.rope_scaling["factor"]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x, cos, sin):
     """Rotary embedding: turns each pair (x_i, x_{i + hs/2}) by the angle position * frequency_i.
-
     x (B, T, n, hs); cos and sin of the angles (B or 1, T, 1, hs/2). RoFormer (arXiv:2104.09864)."""
     x1, x2 = x.chunk(2, -1)                                                     # (B, T, n, hs/2)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
+    y1 = x1 * cos - x2 * sin
+    y2 = x2 * cos + x1 * sin
+    return torch.cat((y1, y2), -1)
 
 
 class KVCache:
@@ -102,7 +99,7 @@ class KVCache:
         row 0         a  b  .  . | c  d  e          positions 0 1     2 3 4
         row 1         f  g  h  i | j  k  l          positions 0 1 2 3 4 5 6"""
 
-    def __init__(self, config: ModelConfig, prompt_lengths: Tensor, max_len: int, dtype):
+    def __init__(self, config: ModelConfig, prompt_lengths, max_len: int, dtype):
         B, device = len(prompt_lengths), prompt_lengths.device
         self.length = 0                                                         # columns filled
         self.data = torch.empty(config.n_layers, 2, B, config.n_kv_heads, max_len, config.head_dim,
@@ -112,30 +109,27 @@ class KVCache:
         self.bias = torch.zeros(B, 1, 1, max_len, device=device)
         self.bias.masked_fill_(padding[:, None, None], -math.inf)
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, nkv, T, hs) in the next T columns.
-
-        -> all keys and all values so far, (B, nkv, length + T, hs) each."""
+    def append(self, layer: int, k, v):
+        """Store k, v (B, nkv, T, hs) in the next T columns. -> all so far (B, nkv, S', hs)."""
         end = self.length + k.shape[2]
         keys, values = self.data[layer]
         keys[:, :, self.length:end] = k
         values[:, :, self.length:end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def copy_prompts(self, rows: Tensor, other: "KVCache", source: Tensor) -> None:
+    def copy_prompts(self, rows, other: "KVCache", source):
         """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
         self.length = other.length
         for mine, theirs in zip(self.data, other.data):                         # (2, B, nkv, S, hs)
             mine[:, rows, :, :self.length] = theirs[:, source]
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only, an increasing index.
-
-        They move to the front, one layer after the other: a copy of the whole cache beside it
-        would need twice the memory."""
+    def keep(self, rows):
+        """Go on with these rows only, an increasing index. They move to the front, one layer after
+        the other: a copy of the whole cache beside it would need twice the memory."""
+        n, filled = len(rows), self.length
         for layer in self.data:                                                 # (2, B, nkv, S, hs)
-            layer[:, :len(rows), :, :self.length] = layer[:, rows, :, :self.length]
-        self.data = self.data[:, :, :len(rows)]
+            layer[:, :n, :, :filled] = layer[:, rows, :, :filled]
+        self.data = self.data[:, :, :n]
         self.bias = self.bias[rows]
 
 
@@ -151,19 +145,24 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.dim, kv_dim, bias=config.qkv_bias)
         self.o_proj = nn.Linear(q_dim, config.dim, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.Identity()
+        self.k_norm = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor,
-                cache: KVCache | None = None, layer: int = 0) -> Tensor:
+    def forward(self, x, cos, sin, cache: KVCache | None = None, layer: int = 0):
         B, T, _ = x.shape
-        q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim))           # (B, T, nh, hs)
-        k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim))           # (B, T, nkv, hs)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim)                        # (B, T, nkv, hs)
+        heads = (B, T, -1, self.head_dim)
+        q = self.q_norm(self.q_proj(x).view(heads))                             # (B, T, nh, hs)
+        k = self.k_norm(self.k_proj(x).view(heads))                             # (B, T, nkv, hs)
+        v = self.v_proj(x).view(heads)                                          # (B, T, nkv, hs)
         q = rotate(q, cos, sin).transpose(1, 2)                                 # (B, nh, T, hs)
         k = rotate(k, cos, sin).transpose(1, 2)                                 # (B, nkv, T, hs)
         v = v.transpose(1, 2)                                                   # (B, nkv, T, hs)
-        keys, values = (k, v) if cache is None else cache.append(layer, k, v)
+        keys, values = k, v
+        if cache is not None:
+            keys, values = cache.append(layer, k, v)
         if cache is None or cache.length == 0:
             grouped = q.shape[1] != k.shape[1]
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
@@ -175,7 +174,8 @@ class Attention(nn.Module):
             scores = scores + cache.bias[..., :keys.shape[2]]
             y = scores.softmax(-1).to(values.dtype) @ values               # (B, nkv, nh/nkv, hs)
             y = y.view(B, -1, 1, self.head_dim)                            # (B, nh, T, hs)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))                 # (B, T, C)
+        y = y.transpose(1, 2).reshape(B, T, -1)                                 # (B, T, nh * hs)
+        return self.o_proj(y)                                                   # (B, T, C)
 
 
 class MLP(nn.Module):
@@ -187,8 +187,9 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+    def forward(self, x):
+        gate = F.silu(self.gate_proj(x))
+        return self.down_proj(gate * self.up_proj(x))
 
 
 class Block(nn.Module):
@@ -201,22 +202,18 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *attention_inputs) -> Tensor:
+    def forward(self, x, *attention_inputs):
         x = x + self.self_attn(self.input_layernorm(x), *attention_inputs)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Transformer(nn.Module):
-    """tokens (B, T) -> logits (B, T, V); logits[:, t] score token t + 1.
-
-    More tokens than max_seq_len are a ValueError."""
+    """tokens (B, T) -> logits (B, T, V), of which logits[:, t] score token t + 1."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        # If True, only each block's input is kept for the backward pass, which computes the
-        # block again.
-        self.grad_checkpoint = False
+        self.grad_checkpoint = False        # True: keep inputs of blocks only, compute them twice
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
@@ -229,7 +226,7 @@ class Transformer(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         self._init_weights()
 
-    def _init_weights(self) -> None:
+    def _init_weights(self):
         """"Small init" (Nguyen & Salazar 2019, arXiv:1910.05895); and as in GPT-2, the 2 * n_layers
         matrices that write into the residual stream start smaller, by 1 / sqrt(their number)."""
         std = (2 / (5 * self.config.dim)) ** 0.5
@@ -242,10 +239,8 @@ class Transformer(nn.Module):
             elif p.dim() == 2:
                 nn.init.normal_(p, std=std)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None,
-               positions: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> final hidden states (B, T, C).
-
+    def hidden(self, tokens, cache: KVCache | None = None, positions=None):
+        """tokens (B, T) -> final hidden states (B, T, C). ValueError: T exceeds max_seq_len.
         With a cache: first the prompts, right-padded; then one token per row and call, at its own
         position, positions (B, 1), which attends to all tokens before it."""
         x = self.embed_tokens(tokens)
@@ -266,13 +261,12 @@ class Transformer(nn.Module):
             cache.length += tokens.shape[1]
         return self.norm(x)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens):
         return self.lm_head(self.hidden(tokens))
 
 
 class ScalarModel(nn.Module):
     """A Transformer's trunk, its own copy, and a linear head: tokens (B, T) -> (B, T).
-
     One number per token, float32 or wider; the number at t has seen tokens[:, :t + 1]. A reward
     model is read at the last token. A critic is read at every token: the number at t - 1 is
     V(s_t), the value of the state before token t. The head starts at 0, and so does every value."""
@@ -287,7 +281,7 @@ class ScalarModel(nn.Module):
                                device=weight.device, dtype=weight.dtype)
         nn.init.zeros_(self.score.weight)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens):
         x = self.trunk.hidden(tokens)
         # Autocast would round scores to 8 bits, and the product costs nothing.
         with torch.autocast(x.device.type, enabled=False):

@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from losses import entropy, gather_log_probs, kl_exact
 from model import KVCache
 
-# No more logits than this, N * V floats of 64 MiB, exist at a time, whatever the vocabulary. Their
-# softmax and its gradient take as much again, a few times. Smaller chunks save little and cost
+# So many logits at a time, 64 MiB, whatever the vocabulary. Smaller chunks save little and cost
 # time: in the backward pass each adds a gradient of the head's weight to the others'.
 LOGITS_AT_ONCE = 2 ** 24
 
@@ -35,11 +34,8 @@ class Rollout:
         return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
 
 
-# ---------------------------------------------------------------------------------------- sampling
-
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """One token per row: where the cumulative distribution passes `uniform`, (N,) in [0, 1).
-
     logits (N, V) -> tokens (N,), log-probs (N,). The noise of a token is one number, so a row's
     sample doesn't depend on which other rows are in the batch. temperature 0 takes the most likely
     token, with its log-prob at temperature 1."""
@@ -52,7 +48,8 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
         threshold = uniform[:, None] * cdf[:, -1:]
         tokens = torch.searchsorted(cdf, threshold, right=True).squeeze(1)
         tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    return tokens, probs.gather(-1, tokens[:, None]).squeeze(1).log()
+    token_probs = probs.gather(-1, tokens[:, None]).squeeze(1)
+    return tokens, token_probs.log()
 
 
 @torch.no_grad()
@@ -63,9 +60,8 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
 
     prompts: lists of ids, of any lengths. stop_ids: a collection of ids; an empty one never stops.
     generator: a CPU generator of the noise; or give the noise itself, (B, max_new_tokens) uniform
-    in [0, 1). micro_batch_tokens: as many tokens of the prompts, or one prompt, go through the
-    model at once. Errors: ValueError if a prompt is empty, or if it is too long for the context
-    together with max_new_tokens."""
+    in [0, 1). micro_batch_tokens: so many tokens of the prompts, or one prompt, go through the
+    model at once. ValueError: a prompt is empty or, with max_new_tokens, over the context."""
     _check(model.config.max_seq_len, prompts, max_new_tokens, temperature)
     device = model.embed_tokens.weight.device
     B, P = len(prompts), max(map(len, prompts))
@@ -105,18 +101,22 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
             next_tokens = next_tokens[kept]
             positions = positions[kept]
             cache.keep(kept)
-        h = model.hidden(next_tokens[:, None], cache, positions[:, None])[:, 0]         # (rows, C)
+        states = model.hidden(next_tokens[:, None], cache, positions[:, None])
+        h = states[:, 0]                                                            # (rows, C)
 
     T = int((prompt_lengths + response_lengths).max())
     column = torch.arange(T, device=device)
     ends = (prompt_lengths + response_lengths)[:, None]
     mask = (column >= prompt_lengths[:, None]) & (column < ends)
     # What a finished row went on writing before it left the batch is cleared.
-    return Rollout(tokens=tokens[:, :T] * (column < ends), mask=mask, logp=logp[:, :T] * mask,
-                   finished=finished, prompt_lengths=prompt_lengths)
+    return Rollout(tokens=tokens[:, :T] * (column < ends),
+                   mask=mask,
+                   logp=logp[:, :T] * mask,
+                   finished=finished,
+                   prompt_lengths=prompt_lengths)
 
 
-def _check(context: int, prompts, max_new_tokens: int, temperature: float) -> None:
+def _check(context, prompts, max_new_tokens, temperature):
     if not prompts or max_new_tokens < 1 or temperature < 0:
         raise ValueError(f"{len(prompts)} prompts, max_new_tokens {max_new_tokens}, temperature "
                          f"{temperature}: expected at least 1, at least 1, at least 0")
@@ -127,10 +127,8 @@ def _check(context: int, prompts, max_new_tokens: int, temperature: float) -> No
                              f"context of {context} less max_new_tokens {max_new_tokens}")
 
 
-def _prefill(model, prompts: Tensor, prompt_lengths: Tensor, max_new_tokens: int,
-             micro_batch_tokens: int) -> tuple[KVCache, Tensor]:
+def _prefill(model, prompts, prompt_lengths, max_new_tokens, micro_batch_tokens):
     """The prompts' pass. -> a cache that holds them, the state at the end of each prompt (B, C).
-
     A prompt that occurs several times, as the prompt of a group does, is computed once."""
     B, P = prompts.shape
     weight = model.embed_tokens.weight
@@ -140,10 +138,10 @@ def _prefill(model, prompts: Tensor, prompt_lengths: Tensor, max_new_tokens: int
     cache = KVCache(model.config, prompt_lengths, P + max_new_tokens, dtype)
     h = weight.new_empty(B, model.config.dim)
     # Rows of [length, tokens], each once; and for each row of the batch, which of them it is.
-    unique, copy_of = torch.cat((prompt_lengths[:, None], prompts), 1).unique(
-        dim=0, return_inverse=True)
-    parts = torch.arange(len(unique), device=prompts.device).split(max(1, micro_batch_tokens // P))
-    for part in parts:
+    keyed = torch.cat((prompt_lengths[:, None], prompts), 1)
+    unique, copy_of = keyed.unique(dim=0, return_inverse=True)
+    size = max(1, micro_batch_tokens // P)
+    for part in torch.arange(len(unique), device=prompts.device).split(size):
         part_cache = KVCache(model.config, unique[part, 0], P, dtype)
         states = model.hidden(unique[part, 1:], part_cache)                # (rows of part, P, C)
         rows = torch.isin(copy_of, part).nonzero().squeeze(1)
@@ -153,22 +151,19 @@ def _prefill(model, prompts: Tensor, prompt_lengths: Tensor, max_new_tokens: int
     return cache, h
 
 
-# ----------------------------------------------------------------------------------------- scoring
-
 def states_before_actions(model, tokens: Tensor, mask: Tensor) -> Tensor:
     """Hidden states from which the actions were chosen, (N, C), in the order of mask.nonzero().
-
     **The one shift**: the state at t - 1, which has seen tokens[:, :t], scores token t. A row's
     first token has no such state: a ValueError, if it is in the mask."""
     if mask[:, 0].any():
         raise ValueError("mask[:, 0] is not 0: the first token of a row has no state before it, "
                          "so it can't be an action")
-    return model.hidden(tokens[:, :-1])[mask[:, 1:]]
+    states = model.hidden(tokens[:, :-1])                                   # (B, T - 1, C)
+    return states[mask[:, 1:]]
 
 
 def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     """log π(tokens[b, t] | tokens[b, :t]) at each action, 0 elsewhere. (B, T) float32.
-
     Differentiable. temperature must be above 0: a greedy choice has no log-prob (ValueError)."""
     def score(logits, actions):
         return [gather_log_probs(logits, actions)]
@@ -206,7 +201,8 @@ def _score_actions(score, models, tokens, mask, temperature):
     actions = tokens[mask]                                                              # (N,)
 
     def score_chunk(actions, *states):
-        logits = [model.lm_head(h).float() for model, h in zip(models, states)]         # (n, V)
+        logits = [model.lm_head(h).float()
+                  for model, h in zip(models, states)]                              # (n, V)
         if temperature != 1:                    # dividing by 1 would be a pass over all logits
             logits = [x / temperature for x in logits]
         return score(*logits, actions)
@@ -215,16 +211,18 @@ def _score_actions(score, models, tokens, mask, temperature):
     if len(actions) <= size:
         results = score_chunk(actions, *states)
     else:
-        chunks = zip(actions.split(size), *(h.split(size) for h in states))
-        parts = [checkpoint(score_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+        parts = [checkpoint(score_chunk, *chunk, use_reentrant=False)
+                 for chunk in zip(*(x.split(size) for x in (actions, *states)))]
         results = [torch.cat(part) for part in zip(*parts)]
-    return [x.new_zeros(mask.shape).masked_scatter(mask, x) for x in results]
+    return [x.new_zeros(mask.shape).masked_scatter(mask, x)
+            for x in results]
 
 
 def token_values(critic, tokens: Tensor, mask: Tensor) -> Tensor:
     """V(tokens[b, :t]), the value of the state before each action; 0 off the mask. (B, T)"""
     values = critic(tokens[:, :-1])                         # value t - 1 belongs to action t
-    values = torch.cat((torch.zeros_like(values[:, :1]), values), 1)
+    no_value = torch.zeros_like(values[:, :1])
+    values = torch.cat((no_value, values), 1)
     return values.masked_fill(~mask.bool(), 0)
 
 
@@ -233,8 +231,6 @@ def sequence_scores(reward_model, tokens: Tensor, mask: Tensor) -> Tensor:
     last = row_lengths(mask)[:, None] - 1
     return reward_model(tokens).gather(1, last).squeeze(1)
 
-
-# ----------------------------------------------------------------------------------- micro-batches
 
 def row_lengths(mask: Tensor) -> Tensor:
     """One more than the column of each row's last action; at least 1. (B, T) -> (B,)"""
@@ -251,21 +247,20 @@ def mini_batches(rows: Tensor, n: int, generator: torch.Generator) -> tuple[Tens
 def micro_batches(mask: Tensor, max_tokens: int,
                   rows: Tensor | None = None) -> list[tuple[Tensor, int]]:
     """Split these rows of a batch, or all, into micro-batches. -> a list of (row indices, T)
-
     Each has at most max_tokens tokens with its padding, or one row. Rows of like length go
     together; a row over 1.5 times as long as the shortest starts a new one."""
     lengths = row_lengths(mask).tolist()
     rows = range(len(mask)) if rows is None else rows.tolist()
-    batches, batch = [], []
+    batches = []
     for row in sorted(rows, key=lambda row: lengths[row]):
-        n_tokens = (len(batch) + 1) * lengths[row]
-        if batch and (n_tokens > max_tokens or lengths[row] > 1.5 * lengths[batch[0]]):
-            batches.append(batch)
-            batch = []
-        batch.append(row)
-    if batch:
-        batches.append(batch)
-    return [(torch.tensor(batch, device=mask.device), lengths[batch[-1]]) for batch in batches]
+        batch = batches[-1] if batches else []
+        is_full = (len(batch) + 1) * lengths[row] > max_tokens
+        if not batch or is_full or lengths[row] > 1.5 * lengths[batch[0]]:
+            batches.append([row])
+        else:
+            batch.append(row)
+    return [(torch.tensor(batch, device=mask.device), lengths[batch[-1]])
+            for batch in batches]
 
 
 @torch.no_grad()
@@ -278,8 +273,6 @@ def map_micro_batches(function, model, tokens: Tensor, mask: Tensor, max_tokens:
         part = function(model, tokens[rows, :T], mask[rows, :T], *more)
         if whole is None:
             whole = part.new_zeros(mask.shape[:part.dim()])
-        if part.dim() == 1:
-            whole[rows] = part
-        else:
-            whole[rows, :T] = part
+        places = rows if part.dim() == 1 else (rows, slice(0, T))
+        whole[places] = part
     return whole

@@ -49,8 +49,8 @@ def main(argv=None) -> None:
     reward = Reward(config, tokenizer, run, device)
     batch, held_out = load_prompts(config, tokenizer, policy, reward.model)
     reference, kl_coef = Reference(policy, config), KLCoefficient(config)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95),
-                                  weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     run.start(policy=policy, optimizer=optimizer, reference=reference, kl_coef=kl_coef)
     if run.first_step == 0 and config.eval_every and reward.function:
         run.log_samples(0, *evaluate(policy, tokenizer, reward.function, held_out, config))
@@ -63,7 +63,7 @@ def main(argv=None) -> None:
             rollout, rewards = methods.sample_until_signal(config, answer, batch, step)
         else:
             examples = methods.repeat_each(batch(step), config.group_size)
-            rollout, rewards = answer(examples, step)                                   # (B,)
+            rollout, rewards = answer(examples, step, config.temperature)               # (B,)
         tokens, mask, max_tokens = rollout.tokens, rollout.mask, config.micro_batch_tokens
 
         # 3. Log-probs of the reference, and of the policy that sampled, before it moves on.
@@ -73,9 +73,8 @@ def main(argv=None) -> None:
             token_log_probs, policy, tokens, mask, max_tokens, config.temperature)
         metrics = rollout_metrics(config, rollout, rewards, old_logp, ref_logp, policy, reference)
 
-        # 4. Advantages: what an answer earned more than the mean of its group. No critic.
-        advantages = grpo_advantages(rewards, config.group_size)                        # (B,)
-        advantages = advantages[:, None].expand(mask.shape)                             # (B, T)
+        # 4. Advantages: what an answer earned more than its group's mean, the same for each token.
+        advantages = grpo_advantages(rewards, config.group_size)[:, None].expand(mask.shape)
         if not config.is_grpo:
             advantages = methods.advantages_of(config, answer, batch(step), rewards, old_logp,
                                                ref_logp, mask, kl_coef.in_reward)
@@ -100,8 +99,7 @@ def main(argv=None) -> None:
                             kl_coef.in_loss, config.aggregate, denominator)
                     else:
                         loss, stats = methods.policy_loss(
-                            config, logp, old, ref_logp[micro, :T], A, m, kl_coef.in_loss,
-                            denominator)
+                            config, kl_coef, logp, old, ref_logp[micro, :T], A, m, denominator)
                     loss.backward()
                     stats["entropy"] = masked_mean(entropies, m)
                     averages.add(stats, m.sum() / n_tokens)
@@ -127,11 +125,10 @@ def main(argv=None) -> None:
     run.finish(policy, tokenizer)
 
 
-def sample_answers(config, policy, tokenizer, reward, examples, i, temperature=None):
+def sample_answers(config, policy, tokenizer, reward, examples, i, temperature):
     """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
     prompts = [example["ids"] for example in examples]
     rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
-    temperature = config.temperature if temperature is None else temperature
     rollout = parallel.generate(copy_for_inference(policy), prompts, config.max_new_tokens,
                                 tokenizer.stop_ids, temperature, rng, config.micro_batch_tokens)
     return rollout, reward(examples, rollout)

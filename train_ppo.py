@@ -56,10 +56,10 @@ def main(argv=None) -> None:
     critic = load_critic(config, policy, reward, tokenizer, run, device)
     batch, held_out = load_prompts(config, tokenizer, policy, reward.model, critic)
     reference, kl_coef = Reference(policy, config), KLCoefficient(config)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95),
-                                  weight_decay=0.0, fused=True)
-    critic_optimizer = torch.optim.AdamW(critic.parameters(), lr=config.critic_lr,
-                                         betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=config.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    critic_optimizer = torch.optim.AdamW(
+        critic.parameters(), lr=config.critic_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     run.start(policy=policy, optimizer=optimizer, reference=reference, kl_coef=kl_coef,
               critic=critic, critic_optimizer=critic_optimizer)
     if run.first_step == 0 and config.eval_every and reward.function:
@@ -69,7 +69,7 @@ def main(argv=None) -> None:
     for step in run.steps():
         started = time.perf_counter()
         # 2. Rollout: an answer to each prompt, and the reward of each.
-        rollout, rewards = answer(batch(step), step)                                    # (B,)
+        rollout, rewards = answer(batch(step), step, config.temperature)                # (B,)
         tokens, mask, max_tokens = rollout.tokens, rollout.mask, config.micro_batch_tokens
 
         # 3. Log-probs of the reference, and of the policy that sampled, before it moves on.
@@ -82,8 +82,8 @@ def main(argv=None) -> None:
 
         # 4. Advantages: what an action earned more than the critic expected. The critic's targets
         #    come from raw advantages. A cut-off answer ends like any: its reward already says so.
-        earned = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef.value)        # (B, T)
-        advantages, returns = gae(earned, old_values, mask, config.gamma, config.lam)
+        rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef.value)     # (B, T)
+        advantages, returns = gae(rewards_t, old_values, mask, config.gamma, config.lam)
         advantages = whiten(advantages, mask)                                           # (B, T)
         metrics["explained_variance"] = explained_variance(old_values[mask], returns[mask])
         rows = torch.arange(len(mask), device=device)
@@ -99,9 +99,9 @@ def main(argv=None) -> None:
                 minibatch = parallel.my_rows(minibatch)
                 for micro, T in micro_batches(mask, max_tokens, minibatch):
                     t, m, old, A = (x[micro, :T] for x in (tokens, mask, old_logp, advantages))
-                    loss, stats = value_loss(
-                        token_values(critic, t, m), old_values[micro, :T], returns[micro, :T], m,
-                        config.value_clip or None, denominator)
+                    V = token_values(critic, t, m)
+                    loss, stats = value_loss(V, old_values[micro, :T], returns[micro, :T], m,
+                                             config.value_clip or None, denominator)
                     loss.backward()
                     averages.add(stats, m.sum() / n_tokens)
                     if step < config.critic_warmup:
@@ -139,11 +139,10 @@ def main(argv=None) -> None:
     run.finish(policy, tokenizer)
 
 
-def sample_answers(config, policy, tokenizer, reward, examples, i, temperature=None):
+def sample_answers(config, policy, tokenizer, reward, examples, i, temperature):
     """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
     prompts = [example["ids"] for example in examples]
     rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
-    temperature = config.temperature if temperature is None else temperature
     rollout = parallel.generate(copy_for_inference(policy), prompts, config.max_new_tokens,
                                 tokenizer.stop_ids, temperature, rng, config.micro_batch_tokens)
     return rollout, reward(examples, rollout)

@@ -107,8 +107,9 @@ def load_model(config, run, device):
     """-> the policy and its tokenizer: of --model, or a new small model with the built-in one."""
     if config.model:
         start = model_directory(config.model)
+        policy, tokenizer = load_pretrained(start, torch.float32, device)
         run.note(model=start, data=config.data)
-        return load_pretrained(start, torch.float32, device)
+        return policy, tokenizer
     run.note(data=config.data)
     tokenizer = builtin_tokenizer()
     return Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device), tokenizer

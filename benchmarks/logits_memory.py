@@ -1,5 +1,5 @@
-"""What log-probs add to peak memory: `token_log_probs` and its backward, against full float32
-logits, on one model.
+"""What log-probs add to peak memory: `token_log_probs_and_entropies` and its backward, against full
+float32 logits, on one model.
 
     python benchmarks/logits_memory.py MODEL_DIR     16 x 256 tokens, on the CPU of a Linux machine
 
@@ -69,7 +69,7 @@ def peak(path: str, what: str, head: str) -> None:
     elif head == "full":
         full_logits(model, tokens, mask).sum().backward()
     else:
-        rollout.token_log_probs(model, tokens, mask, with_entropy=True)[0].sum().backward()
+        rollout.token_log_probs_and_entropies(model, tokens, mask)[0].sum().backward()
     seconds = time.perf_counter() - started
     print((memory("VmHWM") - before) / 1024, seconds)
 

@@ -28,11 +28,12 @@ import torch
 import train_dpo
 import train_grpo
 import train_sft
-from support.cli import parse, script, setting
+from support.cli import RunConfig, parse, script, setting
 from support.data import encode_prompt
 from support.models import pick_device
+from support.plot import read_metrics
 from support.pretrained import load_pretrained
-from support.run import model_directory, read_metrics, trained
+from support.run import ensure_trained, model_directory
 from task import demonstration, sum_problems, sum_reward
 
 WARM_UP = 2
@@ -101,7 +102,8 @@ def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, set
 def main() -> None:
     config = parse(Config, __doc__)
     device = pick_device(config)
-    start = model_directory(config.model or trained("runs/sft", train_sft.main, config))
+    run_config = RunConfig(device=config.device, dtype=config.dtype)
+    start = model_directory(config.model or ensure_trained("runs/sft", train_sft.main, run_config))
     model, tokenizer = load_pretrained(start, torch.float32, device)
     rate, _ = limits(device, product_dtype(device))
     rng, steps = np.random.default_rng(0), config.steps + WARM_UP

@@ -57,7 +57,7 @@ MDP = [
     Concept(
         "state", "状态",
         equation="s_t = tokens[b, :t]",
-        code=["rollout.py:states_before_actions:return model.hidden"],
+        code=["rollout.py:states_before_actions:states = model.hidden"],
         tests=["test_model.py::test_what_comes_after_changes_nothing",
                "test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",
@@ -94,7 +94,7 @@ MDP = [
     Concept(
         "policy", "策略",
         equation="π(a ∣ s) = softmax(logits(s) / temperature)[a]",
-        code=["rollout.py:token_log_probs:model.lm_head(states).float()"],
+        code=["rollout.py:_score_actions:model.lm_head(h).float()"],
         tests=["test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",
         english="The language model itself; log-probs in float32, of actions only.",
@@ -122,7 +122,7 @@ MDP = [
         "truncation", "截断",
         equation="finished[b] = False: max_new_tokens came before a stop token",
         code=["support/rewards.py:reward_answers:score * end",
-              "train_ppo.py:main:config.unfinished_score)"],
+              "support/rl.py:Reward:torch.where(rollout.finished"],
         tests=["test_data.py::test_a_cut_off_answer_is_never_right",
                "test_scripts.py::test_ppo_hands_the_right_tensors_on"],
         experiment="curves",
@@ -298,7 +298,7 @@ GRADIENTS = [
     Concept(
         "actor-critic", "演员-评论家（Actor-Critic）",
         equation="actor: ∇ log π · A(V);   critic: V → R",
-        code=["train_ppo.py:main:critic_loss.backward()"],
+        code=["train_ppo.py:main:= value_loss("],
         tests=["test_scripts.py::test_ppo_hands_the_right_tensors_on"],
         experiment="table",
         english="One model acts, another learns to say what to expect. They share no weights here.",
@@ -315,7 +315,7 @@ GRADIENTS = [
     Concept(
         "on-policy", "同策略（在策略）",
         equation="a_t ~ π,   ρ_t = 1",
-        code=["train_grpo.py:main:on_policy ="],
+        code=["methods.py:MethodConfig:self.on_policy ="],
         tests=["test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved",
                "test_scripts.py::test_bfloat16_autocast"],
         experiment="",
@@ -325,7 +325,7 @@ GRADIENTS = [
     Concept(
         "off-policy", "异策略（离策略）",
         equation="a_t ~ π_old ≠ π:   weigh by ρ",
-        code=["train_grpo.py:main:old, ref = logp.detach()"],
+        code=["train_grpo.py:main:old = logp.detach()"],
         tests=["test_policy_gradient.py::test_importance_sampling_corrects_for_another_sampler"],
         experiment="clip",
         english=("Here only slightly: later mini-batches and epochs on one rollout, "
@@ -345,7 +345,7 @@ GRADIENTS = [
         "entropy", "熵",
         equation="H(π) = −Σ_a π(a ∣ s) log π(a ∣ s)",
         code=["losses.py:entropy",
-              "rollout.py:token_log_probs:entropy(logits.detach())"],
+              "rollout.py:token_log_probs_and_entropies:entropy(logits.detach())"],
         tests=["test_peers.py::test_peer[verl.entropy]",
                "test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="curves",
@@ -355,7 +355,7 @@ GRADIENTS = [
     Concept(
         "whitening", "白化（优势归一化）",
         equation="(A − mean) / √(var + ε) over the batch",
-        code=["advantages.py:whiten:whitened ="],
+        code=["advantages.py:whiten:torch.rsqrt"],
         tests=["test_losses.py::test_whiten",
                "test_policy_gradient.py::test_whitening_over_a_batch_bends_the_gradient"],
         experiment="",
@@ -408,7 +408,7 @@ PPO = [
     Concept(
         "value clipping", "价值裁剪",
         equation="max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²)",
-        code=["losses.py:value_loss:clipped_error ="],
+        code=["losses.py:value_loss:clipped_values = old_values"],
         tests=["test_peers.py::test_peer[verl.value_loss]"],
         experiment="",
         english=("Keeps V near the V that made the targets; ε is in units of reward. "
@@ -495,7 +495,7 @@ KL = [
         "KL in the reward or in the loss", "KL 放进奖励还是放进损失",
         equation="r_t = −β k1_t + …   or   loss + β k3",
         code=["advantages.py:token_rewards:penalty = -kl_coef",
-              "train_grpo.py:main:loss = loss + kl_coef"],
+              "losses.py:grpo_loss:loss = loss + kl_coef"],
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_closed_form.py::test_ends_elsewhere"],
         experiment="kl",
@@ -515,8 +515,7 @@ KL = [
     Concept(
         "reference model", "参考模型（冻结、EMA、定期同步）",
         equation="frozen;  ref ← m ref + (1 − m) π;  ref ← π every N steps",
-        code=["train_grpo.py:main:p_ref.data.lerp_",
-              "train_ppo.py:main:p_ref.data.lerp_"],
+        code=["support/models.py:Reference:p_ref.lerp_"],
         tests=["test_scripts.py::test_the_reference_stays_frozen_unless_told_to_move"],
         experiment="reference",
         english=("What KL is measured to. Frozen by default; "
@@ -551,19 +550,19 @@ GROUPS = [
         "groups without signal", "无信号组（动态采样）",
         equation="A_1 = … = A_G = 0;   here: r_1 = … = r_G",
         code=["advantages.py:_groups:groups[:, :1]",
-              "train_grpo.py:main:used = used.view(-1, G)[~no_signal"],
+              "methods.py:rows_to_learn_from:rows = rows[~no_signal]"],
         tests=["test_losses.py::test_groups_without_signal_are_exactly_zero",
                "test_scripts.py::test_dynamic_sampling_replaces_groups_without_signal"],
         experiment="no_signal",
-        english=("All right or all wrong: nothing to learn. `--loss dapo` leaves them out, "
-                 "`--dynamic-sampling` tries other prompts in their place."),
+        english=("All right or all wrong: nothing to learn. `--no-signal drop` leaves them out, "
+                 "`--no-signal replace`, DAPO's, tries other prompts in their place."),
         in_chinese=("全对或全错的组没有梯度；"
-                    "`--loss dapo` 跳过它们，`--dynamic-sampling` 另采提示词补上。")),
+                    "`--no-signal drop` 跳过它们，`--no-signal replace`（DAPO）另采提示词补上。")),
     Concept(
         "Dr. GRPO, GRPO done right", "去偏的 GRPO",
         equation="A_i = r_i − mean(r),   loss = Σ / (B · max_new_tokens)",
         code=["advantages.py:grpo_advantages:if scale",
-              "train_grpo.py:main:denominator = len(rows)"],
+              "train_grpo.py:main:denominator = count_for"],
         tests=["test_policy_gradient.py::test_dr_grpo_is_the_gradient_times_a_constant",
                "test_scripts.py::test_dr_grpo_divides_by_a_constant"],
         experiment="table",
@@ -572,7 +571,7 @@ GROUPS = [
     Concept(
         "aggregation, by token or sequence or a constant", "损失聚合（按 token、按序列、按常数）",
         equation="Σ_bt / Σ mask   or   mean_b mean_t   or   Σ_bt / constant",
-        code=["losses.py:aggregate:total ="],
+        code=["losses.py:aggregate:return x.sum()"],
         tests=["test_losses.py::test_aggregate_modes",
                "test_policy_gradient.py::test_dividing_by_length_maximises_reward_per_token"],
         experiment="aggregation",
@@ -582,14 +581,14 @@ GROUPS = [
     Concept(
         "DAPO, decoupled clip and dynamic sampling", "解耦裁剪与动态采样（Clip-Higher）",
         equation="clip(ρ, 1 − 0.2, 1 + 0.28),   token mean",
-        code=['train_grpo.py:LOSSES:"dapo"',
-              "train_grpo.py:main:skips, rounds"],
+        code=['methods.py:METHODS:"dapo"',
+              "methods.py:sample_until_signal"],
         tests=["test_peers.py::test_peer[trl.grpo_loss.dapo]"],
         experiment="no_signal",
         english=("A higher upper clip leaves unlikely tokens room to grow; no KL. "
-                 "`--dynamic-sampling` is a flag of its own; its length penalty is not here."),
+                 "Its length penalty is not here."),
         in_chinese=("提高裁剪上界，让小概率 token 有上升空间；"
-                    "动态采样另有开关 `--dynamic-sampling`；没有实现长度惩罚；不用 KL。")),
+                    "动态采样；没有实现长度惩罚；不用 KL。")),
     Concept(
         "RLOO, REINFORCE leave-one-out", "留一法基线",
         equation="A_i = r_i − mean(r_j, j ≠ i)",
@@ -603,7 +602,7 @@ GROUPS = [
         "ReMax, the greedy answer as baseline", "贪心回答作基线",
         equation="A = r(y) − r(greedy y)",
         code=["advantages.py:remax_advantages:return",
-              "train_grpo.py:main:greedy_scores += answers"],
+              "methods.py:advantages_of:_, greedy_rewards"],
         tests=["test_policy_gradient.py::test_remax",
                "test_peers.py::test_peer[verl.remax.sparse]"],
         experiment="table",
@@ -612,7 +611,7 @@ GROUPS = [
     Concept(
         "REINFORCE++", "全局（批次）优势归一化",
         equation="A_t = whiten(G_t) over the batch,   KL in the reward",
-        code=["advantages.py:reinforce_pp_advantages:return"],
+        code=["advantages.py:reinforce_pp_advantages:return whiten"],
         tests=["test_losses.py::test_whiten",
                "test_peers.py::test_peer[verl.rf++.]"],
         experiment="table",
@@ -621,7 +620,7 @@ GROUPS = [
     Concept(
         "GSPO, group sequence policy optimisation", "组序列策略优化（序列级比率）",
         equation="s = exp(mean_t log ρ_t),   −min(s A, clip(s) A)",
-        code=["losses.py:gspo_loss:mean_log_ratio ="],
+        code=["losses.py:gspo_loss:ratio = (log_ratio"],
         tests=["test_peers.py::test_peer[trl.gspo]",
                "test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         experiment="table",
@@ -673,7 +672,7 @@ PREFERENCES = [
     Concept(
         "implicit reward, DPO", "隐式奖励（直接偏好优化，DPO）",
         equation="r(y) = β log π(y)/π_ref(y),   −log σ(r(y_w) − r(y_l))",
-        code=["losses.py:dpo_loss:chosen_reward, rejected_reward ="],
+        code=["losses.py:dpo_loss:chosen_reward = beta"],
         tests=["test_closed_form.py::test_the_implicit_reward_of_dpo_is_the_score_up_to_a_constant",
                "test_closed_form.py::test_ends_at_the_optimum"],
         experiment="table",
@@ -683,7 +682,7 @@ PREFERENCES = [
     Concept(
         "NLL beside DPO", "DPO 加 NLL 项（RPO）",
         equation="DPO loss − α mean log π(y_w)",
-        code=["train_dpo.py:main:loss = loss - nll_coef"],
+        code=["train_dpo.py:main:loss = loss - config.nll_coef"],
         tests=["test_scripts.py::test_the_nll_beside_dpo_is_a_mean_over_the_chosen_answers_tokens"],
         experiment="table",
         english=("DPO asks for a difference, so the chosen answer's probability may fall as well; "
@@ -709,7 +708,7 @@ PREFERENCES = [
         "KTO, Kahneman-Tversky optimisation", "卡尼曼-特沃斯基优化",
         equation="1 − σ(±β (log π/π_ref − z)),   z ≈ KL(π‖π_ref)",
         code=["losses.py:kto_loss:loss = weight",
-              "train_dpo.py:main:kto_point ="],
+              "train_dpo.py:main:kto_point = (logp"],
         tests=["test_losses.py::test_preference_losses_by_hand",
                "test_peers.py::test_peer[trl.kto]"],
         experiment="table",
@@ -742,7 +741,7 @@ WRONG = [
     Concept(
         "reward hacking, over-optimisation", "奖励黑客（奖励作弊、奖励过优化）",
         equation="learned score ↑ while true score ↓",
-        code=["train_ppo.py:main:on a reward model"],
+        code=["support/rl.py:Reward:self.function = None"],
         tests=[],
         experiment="overoptimization",
         english=("`train_ppo.py --kl-coef 0`: "
@@ -761,7 +760,7 @@ WRONG = [
     Concept(
         "entropy collapse", "熵坍缩",
         equation="H(π) → 0: all answers alike, no group has a signal",
-        code=["support/run.py:trouble:collapsed"],
+        code=["support/run.py:find_trouble:collapsed"],
         tests=["test_runs.py::test_trouble_is_named"],
         experiment="curves",
         english="The progress bar says so; clip-higher and KL work against it.",

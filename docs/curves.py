@@ -16,8 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from support.plot import save_figure  # noqa: E402
-from support.plot import read_csv, read_metrics  # noqa: E402
+from support.plot import read_csv, read_metrics, save_figure  # noqa: E402
 
 PICTURES, RUNS_PATH = ROOT / "docs" / "curves", ROOT / "runs" / "curves"
 COMMON = "--eval-problems 128 --save-every 0"

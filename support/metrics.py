@@ -36,14 +36,14 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
     kl: per token, by k3; kl_exact: per token, over the vocabulary, of a few rows; answer_kl: per
     answer, by k1, summed over its tokens."""
     tokens, mask = rollout.tokens, rollout.mask
-    few = slice(0, EXACT_KL_ROWS)
+    first = slice(0, EXACT_KL_ROWS)
     exact_kl = parallel.map_micro_batches(
-        partial(token_kl, policy), reference.model, tokens[few], mask[few],
+        partial(token_kl, policy), reference.model, tokens[first], mask[first],
         config.micro_batch_tokens, config.temperature)
     return {
         "reward": rewards.mean().item(),
         "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(),
-        "kl_exact": masked_mean(exact_kl, mask[few]).item(),
+        "kl_exact": masked_mean(exact_kl, mask[first]).item(),
         "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean().item(),
         "response_length": mask.sum(1).float().mean().item(),
         "finished": rollout.finished.float().mean().item(),

@@ -93,9 +93,9 @@ class Reference:
     def __init__(self, policy: nn.Module, config):
         self.ema = config.ref_ema
         self.sync_every = config.ref_sync
-        self.moves = bool(self.ema or self.sync_every)
+        self.is_moving = bool(self.ema or self.sync_every)
         # A reference that moves is in float32: bfloat16 would swallow its small steps.
-        model = policy if self.moves else copy_for_inference(policy)
+        model = policy if self.is_moving else copy_for_inference(policy)
         self.model = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
@@ -107,8 +107,8 @@ class Reference:
 
     def state_dict(self) -> dict:
         """What a checkpoint needs: nothing, where the start model says it all."""
-        return self.model.state_dict() if self.moves else {}
+        return self.model.state_dict() if self.is_moving else {}
 
     def load_state_dict(self, state: dict) -> None:
-        if self.moves:
+        if self.is_moving:
             self.model.load_state_dict(state)

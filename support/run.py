@@ -423,7 +423,8 @@ class Run:
             if sizes[name]:
                 sync(self.path / name)
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes, "parts": states}
+        state = {"algorithm": self.config.algorithm, "step": step, "sizes": sizes,
+                 "parts": states}
         self._write("checkpoint.pt", lambda f: torch.save(state, f))
 
     def _write_text(self, name: str, text: str) -> None:
@@ -453,7 +454,7 @@ class Run:
                             "the last checkpoint stands for --resume", status=1) from error
 
     def steps(self):
-        """The steps that are left, which count from 0, with a progress bar that shows the time left.
+        """The steps that are left, from 0 on, with a progress bar that shows the time left.
 
         Ctrl-C lets `save` end the run; twice ends it at once."""
         def interrupt(number, frame):

@@ -172,6 +172,8 @@ AGAIN = ["--overwrite", "--steps", "1"]
 # Directories that hold no run, and the file that a run's would replace.
 NO_RUNS = (("hf", "config.json"), ("app", "config.json"), ("csv", "metrics.csv"),
            ("model_only", "model"))
+# Scripts, and the flags that name a model which scores what the policy writes.
+SCORERS = ((GRPO, "--reward-model"), (PPO, "--reward-model"), (PPO, "--critic"))
 
 
 def every(scripts, flags, message):
@@ -194,7 +196,7 @@ CASES = [
     (GRPO, ["--group-size", "1"], "--group-size: 1 is out of range, expected at least 2"),
     (GRPO, ["--temperature", "0"], "--temperature: 0 is out of range"),
     (PPO, ["--temperature", "-1"], "--temperature: -1 is out of range"),
-    (GRPO, ["--loss", "ppo"], "--loss: invalid choice: 'ppo'"),
+    (GRPO, ["--method", "ppo"], "--method: invalid choice: 'ppo'"),
     (DPO, ["--loss", "grpo"], "--loss: invalid choice: 'grpo'"),
     (GRPO, ["--dtype", "float16"], "--dtype: invalid choice: 'float16'"),
     (PPO, ["--lam", "1.5"], "--lam: 1.5 is out of range"),
@@ -202,61 +204,76 @@ CASES = [
     (DPO, ["--label-smoothing", "0.6"], "--label-smoothing: 0.6 is out of range"),
     (SFT, ["--batch-size", "0"], "--batch-size: 0 is out of range"),
     (SFT, ["--micro-batch-tokens", "0"], "--micro-batch-tokens: 0 is out of range"),
-    (PPO, ["--group-size", "4"], "unrecognized arguments: --group-size 4"),
+    *[(PPO, flags, f"unrecognized arguments: {' '.join(flags)}")
+      for flags in (["--group-size", "4"], ["--method", "grpo"], ["--kl-in", "loss"])],
+    *[(GRPO, flags, f"unrecognized arguments: {' '.join(flags)}")
+      for flags in (["--critic", "policy"], ["--loss", "dapo"], ["--advantage", "rloo"],
+                    ["--dynamic-sampling"])],
     (compare, ["--seeds", "0"], "--seeds: 0 is out of range"),
     (compare, ["colour"], "unknown experiment colour, expected overoptimization, "),
     (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
     (compare, ["--figures"], "runs/compare/results.csv: not found"),
     (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
     # Flags that don't go together.
-    (GRPO, ["--ref-ema", "0.9", "--ref-sync", "2"], "--ref-ema and --ref-sync are both given"),
-    (PPO, ["--reward", "verifier", "--reward-model", "x"], "both given"),
-    (GRPO, ["--loss", "gspo", "--aggregate", "token-mean"],
-     "--aggregate has no effect with --loss gspo"),
+    *every([GRPO, PPO], ["--ref-ema", "0.9", "--ref-sync", "2"],
+           "--ref-ema and --ref-sync are both given"),
+    *every([GRPO, PPO], ["--reward", "verifier", "--reward-model", "x"],
+           "--reward and --reward-model are both given"),
+    *[(GRPO, ["--method", "gspo", "--aggregate", average],
+       "--aggregate has no effect with --method gspo")
+      for average in ("token-mean", "seq-mean", "seq-sum")],
+    (GRPO, ["--no-signal", "skip"], "--no-signal: invalid choice: 'skip'"),
     (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"),
     (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),
     (GRPO, ["--aggregate", "mean"], "--aggregate: invalid choice: 'mean'"),
-    (GRPO, ["--data", "{place}/sft.jsonl"], "--data needs --reward"),
+    (GRPO, ["--data", "{place}/sft.jsonl"],
+     "--data needs --reward exact, --reward FILE.py:FUNCTION or --reward-model"),
     (DPO, ["--loss", "kto", "--label-smoothing", "0.1"],
      "--label-smoothing has no effect with --loss kto"),
-    # Flags that have no effect.
-    (GRPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
-    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
-      for flags in (["--kl-target", "1"], ["--kl-in", "loss"], ["--kl-estimator", "k2"],
-                    ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
-    *[(GRPO, [*method, "--kl-target", "1"], "--kl-target has no effect where --kl-coef is 0")
-      for method in (["--loss", "dapo"], ["--loss", "cispo"], ["--advantage", "dr_grpo"])],
-    *[(GRPO, ["--advantage", name, "--kl-estimator", "k2"],
-       "--kl-estimator has no effect with --kl-in reward")
-      for name in ("rloo", "remax", "reinforce_pp")],
-    (GRPO, ["--advantage", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward",
-            "--kl-estimator", "k3"],
-     "--kl-estimator has no effect with"),
-    *[(GRPO, ["--minibatches", "1", flag, "0.1"], f"{flag} has no effect with one update a step")
-      for flag in ("--clip-low", "--clip-high")],
-    *[(GRPO, ["--advantage", "rloo", flag, "0.1"], f"{flag} has no effect with --loss reinforce")
-      for flag in ("--clip-low", "--clip-high")],
-    (GRPO, ["--advantage", "rloo", "--minibatches", "2"], "expected 1 and 1"),
-    (GRPO, ["--loss", "reinforce", "--epochs", "2"], "expected 1 and 1"),
+    *[(GRPO, ["--method", name, "--kl-in", "reward", "--kl-coef", "0.1"],
+       f"--kl-in reward is not for --method {name}: where all scores of a group")
+      for name in ("grpo", "dapo", "gspo", "cispo")],
+    (GRPO, ["--kl-in", "reward"], "--kl-in reward is not for --method grpo"),
+    *[(GRPO, ["--method", name, *updates], "expected 1 and 1")
+      for name in ("rloo", "remax", "reinforce")
+      for updates in (["--minibatches", "2"], ["--epochs", "2"])],
+    *[(GRPO, ["--method", "rloo", "--no-signal", how],
+       f"--no-signal {how}: with the KL in the reward all groups have a signal")
+      for how in ("drop", "replace")],
+    *[(GRPO, ["--method", name, "--no-signal", "replace"],
+       f"--no-signal replace: --method {name} doesn't compare an answer with its group")
+      for name in ("remax", "reinforce", "reinforce_pp")],
     *every([GRPO, PPO], ["--ref-ema", "1"],
            "--ref-ema 1 keeps the reference as it is, expected less than 1"),
-    *[(GRPO, ["--advantage", "dr_grpo", "--loss", loss],
-       f"--advantage dr_grpo averages over a constant and --loss {loss} doesn't")
-      for loss in ("gspo", "dapo")],
-    (GRPO, ["--advantage", "reinforce_pp", "--loss", "gspo"],
-     "--advantage reinforce_pp has an advantage for each token, but --loss gspo"),
-    (GRPO, ["--kl-in", "reward"], "--kl-in reward is not for --advantage grpo"),
-    (PPO, ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
-    *[(PPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+    # Flags that have no effect.
+    *every([GRPO, PPO], ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
+    *[(script, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+      for script in (GRPO, PPO)
       for flags in (["--kl-target", "1"], ["--ref-ema", "0.9"], ["--ref-sync", "2"])],
-    (PPO, ["--reward", "verifier", "--unfinished-score", "0"],
-     "--unfinished-score has no effect with --reward"),
+    *[(GRPO, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+      for flags in (["--kl-in", "loss"], ["--kl-estimator", "k2"])],
+    *[(GRPO, ["--method", name, *flags], f"{flags[0]} has no effect where --kl-coef is 0")
+      for name in ("dapo", "cispo", "dr_grpo")
+      for flags in (["--kl-target", "1"], ["--kl-in", "reward"])],
+    *[(GRPO, ["--method", name, "--kl-estimator", "k2"],
+       "--kl-estimator has no effect with --kl-in reward")
+      for name in ("rloo", "remax", "reinforce", "reinforce_pp")],
+    (GRPO, ["--method", "dr_grpo", "--kl-coef", "0.1", "--kl-in", "reward",
+            "--kl-estimator", "k3"],
+     "--kl-estimator has no effect with --kl-in reward"),
+    *[(GRPO, ["--method", name, "--minibatches", "1", flag, "0.1"],
+       f"{flag} has no effect with one update per step")
+      for name in ("grpo", "gspo", "reinforce_pp") for flag in ("--clip-low", "--clip-high")],
+    *[(GRPO, ["--method", name, flag, "0.1"], f"{flag} has no effect with --method {name}")
+      for name in ("rloo", "remax", "reinforce") for flag in ("--clip-low", "--clip-high")],
+    *every([GRPO, PPO], ["--reward", "verifier", "--unfinished-score", "0"],
+           "--unfinished-score has no effect with --reward"),
     *[(PPO, ["--epochs", "1", "--minibatches", "1", flag, "0.1"],
-       f"{flag} has no effect with one update a step")
+       f"{flag} has no effect with one update per step")
       for flag in ("--clip", "--value-clip")],
-    *[(PPO, ["--data", "x", "--reward-model", "x", flag, "5"],
+    *[(script, ["--data", "x", "--reward-model", "x", flag, "5"],
        f"{flag} has no effect with --data and a reward model")
-      for flag in ("--eval-every", "--eval-problems")],
+      for script in (GRPO, PPO) for flag in ("--eval-every", "--eval-problems")],
     *[(DPO, ["--loss", loss, flag, "0.5"], f"{flag} has no effect with --loss {loss}")
       for loss, flag in (("dpo", "--gamma"), ("kto", "--gamma"), ("dpo", "--desirable-weight"),
                          ("ipo", "--undesirable-weight"), ("simpo", "--label-smoothing"))],
@@ -344,16 +361,17 @@ CASES = [
     (GRPO, ["--model", "{bad}/unfinished"], "unfinished: this run is not finished"),
     (PPO, ["--critic", "{place}/sft"], "score.weight is missing"),
     (PPO, ["--critic", "value"], "value/config.json: not found"),
-    (PPO, ["--reward-model", "{place}/sft"], "score.weight is missing"),
-    (PPO, ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
+    *every([GRPO, PPO], ["--reward-model", "{place}/sft"], "score.weight is missing"),
+    *every([GRPO, PPO], ["--reward-model", "nowhere"], "nowhere/config.json: not found"),
+    *every([GRPO, PPO], ["--reward-model", "{bad}/unfinished"],
+           "unfinished: this run is not finished"),
     (SFT, ["--model", "{bad}/short"], "--max-new-tokens leaves"),
-    *[(PPO, [flag, "{bad}/scores_other_tokens"],
-       f"{flag} {{bad}}/scores_other_tokens: "
-       "its tokenizer is not that of the policy ({place}/sft/model)")
-      for flag in ("--reward-model", "--critic")],
-    *[(PPO, [flag, "{bad}/scores_short", "--max-new-tokens", "14"],
+    *[(script, [flag, "{bad}/scores_other_tokens"],
+       f"{flag} {{bad}}/scores_other_tokens: its tokenizer is not that of the policy")
+      for script, flag in SCORERS],
+    *[(script, [flag, "{bad}/scores_short", "--max-new-tokens", "14"],
        "--max-new-tokens leaves 2 tokens of the model's context for prompts")
-      for flag in ("--reward-model", "--critic")],
+      for script, flag in SCORERS],
     # Rewards.
     *every([GRPO, PPO], ["--reward", "nowhere.py:f"],
            "--reward nowhere.py:f: expected `verifier`, `exact` or FILE.py:FUNCTION"),
@@ -373,6 +391,8 @@ CASES = [
      "run/config.json: not the settings of a run of sft: ValueError('another algorithm')"),
     (GRPO, ["--out", "{bad}/run", "--resume", "--lr", "0.5", "--seed", "3"],
      "--lr is 0.5, but the run in {bad}/run was started with 0.0002; --seed is 3"),
+    (GRPO, ["--out", "{bad}/run", "--resume", "--method", "rloo"],
+     "--method is 'rloo', but the run in {bad}/run was started with 'grpo'"),
     (GRPO, ["--out", "{bad}/run", "--resume", "--overwrite"],
      "--resume and --overwrite are both given"),
     (GRPO, ["--out", "{bad}/corrupt", "--resume", "--steps", "4"],
@@ -408,8 +428,8 @@ CASES = [
     *every([SFT, RM, DPO],
            ["--out", "{bad}/data_inside", *AGAIN, "--data", "{bad}/data_inside/samples.txt"],
            "--data {bad}/data_inside/samples.txt: is part of the run in {bad}/data_inside"),
-    (PPO, ["--out", "{bad}/scored", *AGAIN, "--reward-model", "{bad}/scored"],
-     "--reward-model {bad}/scored/model: is part of the run"),
+    *every([GRPO, PPO], ["--out", "{bad}/scored", *AGAIN, "--reward-model", "{bad}/scored"],
+           "--reward-model {bad}/scored/model: is part of the run"),
     (PPO, ["--out", "{bad}/scored", *AGAIN, "--critic", "{bad}/scored",
            "--reward-model", "{bad}/scores"],
      "--critic {bad}/scored/model: is part of the run"),

@@ -1,4 +1,5 @@
 """The limits that the benchmarks compare with count the work that is there."""
+import importlib
 import sys
 from pathlib import Path
 
@@ -46,3 +47,10 @@ def test_turns_are_interleaved_and_warm_up_is_left_out():
                           torch.device("cpu"), repeats=3, warm_up=1)
     assert (calls == list("abababab")
             and {name: len(s) for name, s in seconds.items()} == {"a": 3, "b": 3})
+
+
+@pytest.mark.parametrize("name", [
+    "decode_profile", "logits_memory", "rollout_speed", "step_speed", "training_speed"])
+def test_every_benchmark_finds_what_it_imports(name):
+    """What they are compared with, which is a library of others, is imported later."""
+    assert callable(importlib.import_module(name).main)

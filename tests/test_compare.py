@@ -132,7 +132,7 @@ def test_figures_and_text_need_no_runs(lab, tmp_path_factory):
 def test_quick_is_one_seed_and_a_third_of_the_steps(lab):
     lab("--quick")
     assert len(lab.ran) == len(compare.METHODS) and {
-        (compare.SFT, 0), (f"{compare.GRPO} --advantage rloo --steps 17", 0)} < set(lab.ran)
+        (compare.SFT, 0), (f"{compare.GRPO} --method rloo --steps 17", 0)} < set(lab.ran)
 
 
 @pytest.mark.parametrize("experiment", compare.EXPERIMENTS)
@@ -221,7 +221,7 @@ def test_the_hump_is_stated_only_where_it_is(lab):
 
 FAKE = """
 import os, sys
-if "--loss" in sys.argv:
+if "--method" in sys.argv:
     sys.exit("train_grpo.py: error: out of luck")
 print("threads", os.environ["OMP_NUM_THREADS"], "from", \
 sys.argv[sys.argv.index("--model") + 1] if "--model" in sys.argv else "nothing")
@@ -237,10 +237,10 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
     monkeypatch.setattr(compare, "ROOT", tmp_path / "fake")
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 6)
     with pytest.raises(UserError, match=(
-            "grpo_loss_dapo-0 failed, see .*grpo_loss_dapo-0.log: "
+            "grpo_method_dapo-0 failed, see .*grpo_method_dapo-0.log: "
             "train_grpo.py: error: out of luck")) as failed:
         compare.run_all(
-            tmp_path, [compare.PPO_RM, compare.GRPO, f"{compare.GRPO} --loss dapo"], 1, 1)
+            tmp_path, [compare.PPO_RM, compare.GRPO, compare.DAPO], 1, 1)
     assert failed.value.status == 1 and "\n" not in str(failed.value)
     runs = tmp_path / "runs"
     assert sorted(p.name for p in runs.glob("*.json")) == [

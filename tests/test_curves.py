@@ -1,6 +1,5 @@
 """docs/READING_CURVES.md names every number that a run logs, its tables are those of
 docs/curves/curves.csv, and its answers are true."""
-import ast
 import csv
 import re
 import runpy
@@ -12,9 +11,13 @@ import torch
 import train_dpo
 import train_grpo
 import train_ppo
+import train_rm
+import train_sft
 from advantages import grpo_advantages
 from losses import dpo_loss, grpo_loss, kl_k3, masked_mean
 from support.cli import parse
+from support.plot import read_metrics
+from support.run import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "curves.py"))
@@ -23,20 +26,32 @@ with open(ROOT / "docs" / "curves" / "curves.csv", newline="", encoding="utf-8")
     ROWS = {(row["run"], row["step"]): row for row in csv.DictReader(f)}
 
 
-def logged(file: str) -> set[str]:
-    """The keys of the dict that a script, or `Run.log`, makes its row of."""
-    dicts = [node.value for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
-             if isinstance(node, ast.Assign)
-             and getattr(node.targets[0], "id", "") == "row"
-             and isinstance(node.value, ast.Dict)]
-    return {key.value for d in dicts for key in d.keys if key}
+@pytest.fixture(scope="module")
+def logged(place, tmp_path_factory):
+    """Of each algorithm, the columns of a run's metrics.csv."""
+    def flags(start, data, *more):
+        return ["--model", place / start, "--data", place / data, "--steps", "1", *more]
+    answers = ["--reward", f"{place / 'reward.py'}:vowels", "--max-new-tokens", "6",
+               "--prompts-per-step", "4"]
+    runs = {train_sft: flags("random", "sft.jsonl"),
+            train_rm: flags("sft", "pairs.jsonl"),
+            train_dpo: flags("sft", "pairs.jsonl"),
+            train_grpo: flags("sft", "sft.jsonl", *answers),
+            train_ppo: flags("sft", "sft.jsonl", *answers)}
+    columns = {}
+    for script, given in runs.items():
+        algorithm = script.Config.algorithm
+        out = tmp_path_factory.mktemp("logged") / algorithm
+        script.main([*map(str, given), "--out", str(out)])
+        columns[algorithm] = set(read_metrics(out)[0])
+    return columns
 
 
-@pytest.mark.parametrize(
-    "file", ["train_grpo.py", "train_ppo.py", "train_dpo.py", "support/run.py"])
-def test_every_number_that_is_logged_is_explained(file):
-    names = logged(file) | set(next(iter(ROWS.values()))) - {"run"}
-    assert logged(file) and {name for name in names if f"`{name}`" not in PAGE} == set()
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_number_that_is_logged_is_explained(logged, algorithm):
+    names = logged[algorithm] | set(next(iter(ROWS.values()))) - {"run"}
+    assert {"step", "grad_norm", "seconds", "skipped_updates"} < logged[algorithm]
+    assert {name for name in names if f"`{name}`" not in PAGE} == set()
 
 
 def test_the_tables_are_what_the_runs_gave():

@@ -17,8 +17,8 @@ from model import ModelConfig, ScalarModel, Transformer
 from support import data
 from support.cli import UserError
 from support.data import (
-    encode_completion, encode_prompt, encode_turns, hold_out, pad_batch, read_demonstrations,
-    read_jsonl, take, usable)
+    drop_unusable, encode_completion, encode_prompt, encode_turns, hold_out, pad_batch,
+    read_demonstrations, read_jsonl, take)
 from support.models import numpy_rng
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from support.rewards import exact_reward, load_reward, reward_answers
@@ -466,9 +466,10 @@ def test_each_algorithm_draws_problems_of_its_own(place, tmp_path, monkeypatch, 
     monkeypatch.setattr(train_sft, "sum_problems", watched)
     train_sft.main(["--model", str(place / "random"), "--out", str(tmp_path / "run"),
                     "--steps", "3", "--eval-problems", "1"])
+    model = Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 128))
     for script in (train_grpo, train_ppo):
         config = script.Config(prompts_per_step=64)
-        batch, _ = load_prompts(config, tokenizer, 128)
+        batch, _ = load_prompts(config, tokenizer, model, None)
         drawn[config.algorithm] = {e["prompt"] for step in range(3) for e in batch(step)}
     assert all(len(prompts) > 180 for prompts in drawn.values())
     sets = list(drawn.values())

@@ -9,6 +9,7 @@ import pytest
 import evaluate
 import train_grpo
 from model import ModelConfig, Transformer
+from support import parallel
 from support.cli import UserError
 from support.pretrained import load_pretrained, save_pretrained
 from support.rl import load_prompts
@@ -39,12 +40,12 @@ def here(tmp_path, monkeypatch):
 @pytest.fixture
 def asked(monkeypatch):
     """What `generate` is called with: (prompts, max_new_tokens, temperature)"""
-    calls, generate = [], evaluate.generate
+    calls, generate = [], parallel.generate
 
     def watched(model, prompts, max_new_tokens, stop_ids, temperature, *more, **named):
         calls.append((prompts, max_new_tokens, temperature))
         return generate(model, prompts, max_new_tokens, stop_ids, temperature, *more, **named)
-    monkeypatch.setattr(evaluate, "generate", watched)
+    monkeypatch.setattr(parallel, "generate", watched)
     return calls
 
 
@@ -145,7 +146,7 @@ def test_a_run_is_evaluated_as_it_was_trained(trained, here, asked, capsys):
     names = {f.name for f in fields(train_grpo.Config)} & settings.keys()
     config = train_grpo.Config(**{**{name: settings[name] for name in names}, "eval_problems": 512})
     model, tokenizer = load_pretrained(trained / "model")
-    _, held_out = load_prompts(config, tokenizer, model.config.max_seq_len)
+    _, held_out = load_prompts(config, tokenizer, model)
     result = measured(capsys, trained, "--samples", "2")
     (prompts, *greedy), (repeated, *sampled) = asked
     # all of them, not only the four that evaluations used while it was trained
@@ -173,6 +174,7 @@ def test_a_model_directory_has_the_defaults_of_old(trained, asked, capsys):
 
 @pytest.mark.parametrize("settings, message", [
     ({"algorithm": "ppo", "reward": ""}, "on a reward model: expected --reward"),
+    ({"algorithm": "grpo", "reward": ""}, "on a reward model: expected --reward"),
     ({"algorithm": "dpo", "reward": None}, "sft.jsonl and without a reward: expected --reward"),
     ({"algorithm": "rm", "reward": None}, "run: a reward model, which gives no answers")])
 def test_a_run_without_a_reward_of_its_own_asks_for_one(trained, here, asked, settings, message):

@@ -9,12 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import rollout as rollout_module
+import train_grpo
+import train_ppo
 from losses import entropy, gather_log_probs
 from model import KVCache, ModelConfig, ScalarModel, Transformer
-from rollout import generate, in_micro_batches, sequence_scores, token_kl, token_log_probs
+from rollout import (
+    generate, map_micro_batches, sequence_scores, token_kl, token_log_probs,
+    token_log_probs_and_entropies)
+from support import parallel
 from support.cli import RunConfig
-from support.models import autocast_copy
-from support.models import pick_device
+from support.models import copy_for_inference, pick_device
 
 
 @pytest.fixture
@@ -62,9 +66,10 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
     monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", 20 * V)
     scores = {
         "training": lambda: (
-            token_log_probs(model, tokens, mask, 0.9, with_entropy=True)[0].sum().backward()),
-        "no gradient": lambda: in_micro_batches(
-            lambda *rows: token_log_probs(model, *rows), tokens, mask, 10 ** 6),
+            token_log_probs_and_entropies(model, tokens, mask, 0.9)[0].sum().backward()),
+        "without entropies": lambda: token_log_probs(model, tokens, mask).sum().backward(),
+        "no gradient": lambda: map_micro_batches(
+            token_log_probs, model, tokens, mask, 10 ** 6),
         "KL": lambda: token_kl(model, copy.deepcopy(model), tokens, mask)}
     for name, function in scores.items():
         # And the weight of the head, 16 V, is smaller.
@@ -153,7 +158,7 @@ def models(dim=64):
 def test_a_copy_under_autocast_computes_the_same_bit_for_bit(bfloat16, batch):
     tokens, mask = batch
     for model in models():
-        twin, before = autocast_copy(model), copy.deepcopy(model.state_dict())
+        twin, before = copy_for_inference(model), copy.deepcopy(model.state_dict())
         for name, p in twin.named_parameters():
             assert p.dtype == (
                 torch.bfloat16 if name.endswith(("proj.weight", "proj.bias", "lm_head.weight"))
@@ -165,29 +170,42 @@ def test_a_copy_under_autocast_computes_the_same_bit_for_bit(bfloat16, batch):
         assert token_kl(model, copy.deepcopy(twin), tokens, mask).abs().max() == 0
         scalar = ScalarModel(model)
         torch.nn.init.normal_(scalar.score.weight)
-        assert torch.equal(autocast_copy(scalar)(tokens), scalar(tokens))
+        assert torch.equal(copy_for_inference(scalar)(tokens), scalar(tokens))
         assert all(
             torch.equal(x, before[name]) and x.dtype == torch.float32
             for name, x in model.state_dict().items())
 
 
-def test_sampling_reads_bfloat16_weights_and_samples_the_same(bfloat16, monkeypatch):
+def test_bfloat16_weights_sample_the_same(bfloat16):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8]] * 4
     for model in models():
-        seen = []
-        sampled = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                rollout_module, "autocast_copy", lambda model: seen.append(model) or model)
-            plain = generate(model, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
-        assert (
-            seen == [model]
-            and torch.equal(sampled.tokens, plain.tokens)
-            and torch.equal(sampled.logp, plain.logp))
+        plain, sampled = (
+            generate(sampler, prompts, 12, [0], generator=torch.Generator().manual_seed(0))
+            for sampler in (model, copy_for_inference(model)))
+        assert torch.equal(sampled.tokens, plain.tokens) and torch.equal(sampled.logp, plain.logp)
+
+
+def test_sampling_reads_bfloat16_weights(bfloat16, place, tmp_path, monkeypatch):
+    """In both scripts that sample to learn, before and after an update, and in evaluations."""
+    dtypes, sample = [], parallel.generate
+
+    def watched(model, *arguments):
+        dtypes.append(model.lm_head.weight.dtype)
+        return sample(model, *arguments)
+    monkeypatch.setattr(parallel, "generate", watched)
+    flags = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
+             "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16",
+             "--max-new-tokens", "6", "--prompts-per-step", "4", "--steps", "2",
+             "--eval-every", "1", "--eval-problems", "2"]
+    for script, more in ((train_grpo, ["--group-size", "2"]), (train_ppo, [])):
+        script.main([*flags, *more, "--out", str(tmp_path / script.Config.algorithm)])
+        # Two of the steps, and two each of the evaluations before the first step and after each.
+        assert dtypes == [torch.bfloat16] * 8
+        dtypes.clear()
 
 
 def test_without_autocast_there_is_no_copy(model):
-    assert autocast_copy(model) is model
+    assert copy_for_inference(model) is model
 
 
 def test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16(bfloat16):
@@ -201,7 +219,7 @@ def test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16(bfloat16):
 def test_log_probs_are_float32_in_bfloat16(bfloat16, batch):
     tokens, mask = batch
     model = next(models())
-    logp, entropies = token_log_probs(model, tokens, mask, with_entropy=True)
+    logp, entropies = token_log_probs_and_entropies(model, tokens, mask)
     logits = model(tokens[:, :-1])
     assert logits.dtype == torch.bfloat16 and logp.dtype == entropies.dtype == torch.float32
     torch.testing.assert_close(

@@ -7,8 +7,8 @@ import rollout as rollout_module
 from losses import aggregate, entropy, kl_exact
 from model import ScalarModel, Transformer
 from rollout import (
-    generate, in_micro_batches, micro_batches, row_lengths, sample, sequence_scores, token_kl,
-    token_log_probs, token_values)
+    generate, map_micro_batches, micro_batches, mini_batches, row_lengths, sample, sequence_scores,
+    token_kl, token_log_probs, token_log_probs_and_entropies, token_values)
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3]]
 # The stop ids.
@@ -87,6 +87,14 @@ def test_a_prompt_that_repeats_goes_through_the_model_once(model, monkeypatch):
         for prompt in prompts] == together
 
 
+def test_noise_may_be_given(model, sampled):
+    noise = torch.rand(30, 12, generator=rng())
+    given = generate(model, PROMPTS * 6, 12, EOS, noise=noise)
+    assert torch.equal(given.tokens, sampled.tokens) and torch.equal(given.logp, sampled.logp)
+    some = generate(model, (PROMPTS * 6)[7:20], 12, EOS, noise=noise[7:20])
+    assert some.responses() == sampled.responses()[7:20]
+
+
 def test_samples_of_one_prompt_differ_from_the_first_token_on(model):
     r = generate(model, [[1, 2]] * 64, 3, [], generator=rng())
     assert len({response[0] for response in r.responses()}) > 3
@@ -130,13 +138,15 @@ def test_what_does_not_fit_is_refused(model):
 
 def test_log_probs_are_those_of_the_full_logits(model, batch):
     tokens, mask = batch
-    logp, entropies = token_log_probs(model, tokens, mask, 0.8, with_entropy=True)
+    logp, entropies = token_log_probs_and_entropies(model, tokens, mask, 0.8)
     logits = model(tokens).float() / 0.8
     expected = torch.zeros(tokens.shape)
     for b, t in mask.nonzero().tolist():
         expected[b, t] = torch.log_softmax(logits[b, t - 1], 0)[tokens[b, t]]
         torch.testing.assert_close(entropies[b, t], entropy(logits[b, t - 1]))
     torch.testing.assert_close(logp, expected)
+    assert (entropies[~mask] == 0).all() and not entropies.requires_grad
+    assert torch.equal(token_log_probs(model, tokens, mask, 0.8), logp)
 
 
 def test_chunks_change_neither_values_nor_gradients(model, batch, monkeypatch):
@@ -220,6 +230,16 @@ def test_micro_batches_cover_every_row_once(batch):
             assert T == row_lengths(mask)[rows].max() and (len(rows) == 1 or len(rows) * T <= size)
 
 
+def test_micro_batches_of_some_rows(batch):
+    """Their indices are the whole batch's, and so is the mask."""
+    _, mask = batch
+    lengths = row_lengths(mask)
+    for rows in ([2, 0], [3], []):
+        parts = micro_batches(mask, 12, torch.tensor(rows, dtype=torch.long))
+        assert sorted(row for part, _ in parts for row in part.tolist()) == sorted(rows)
+        assert all(T == lengths[part].max() for part, T in parts)
+
+
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean", "seq-sum"])
 def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
     from losses import count_for
@@ -239,11 +259,26 @@ def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
         torch.testing.assert_close(gradient(size, count_for(mask, mode)), whole)
 
 
-def test_in_micro_batches(model, batch):
+def test_map_micro_batches(model, batch):
     tokens, mask = batch
-    logp = token_log_probs(model, tokens, mask)
-    torch.testing.assert_close(
-        in_micro_batches(lambda *rows: token_log_probs(model, *rows), tokens, mask, 12),
-        logp.detach())
-    sums = in_micro_batches(lambda *rows: token_log_probs(model, *rows).sum(1), tokens, mask, 12)
-    torch.testing.assert_close(sums, logp.sum(1).detach())
+    logp = token_log_probs(model, tokens, mask, 0.8).detach()
+    mapped = map_micro_batches(token_log_probs, model, tokens, mask, 12, 0.8)
+    torch.testing.assert_close(mapped, logp)
+    assert not mapped.requires_grad
+
+    def summed(model, tokens, mask, temperature):
+        return token_log_probs(model, tokens, mask, temperature).sum(1)
+    sums = map_micro_batches(summed, model, tokens, mask, 12, 0.8)
+    torch.testing.assert_close(sums, logp.sum(1))
+
+
+# ------------------------------------------------------------------------------------- mini-batches
+
+def test_mini_batches_hold_every_row_once_in_a_random_order():
+    rows = torch.tensor([2, 3, 5, 7, 11, 13, 17])
+    parts = mini_batches(rows, 2, rng())
+    assert [len(part) for part in parts] == [4, 3]
+    order = torch.cat(parts).tolist()
+    assert sorted(order) == rows.tolist() != order
+    assert torch.cat(mini_batches(rows, 3, rng())).tolist() == order
+    assert torch.cat(mini_batches(rows, 2, rng(1))).tolist() != order

@@ -20,11 +20,13 @@ import train_rm
 import train_sft
 from conftest import result
 from model import ScalarModel
+from support import parallel
 from support import run as run_module
 from support.cli import UserError, script
 from support.models import peak_memory_mb
+from support.plot import read_metrics
 from support.pretrained import load_pretrained, save_pretrained
-from support.run import Run, trouble
+from support.run import Run, find_trouble
 
 
 def flags(place, out, *more):
@@ -45,8 +47,9 @@ def whole(place):
     return result(place / "whole")
 
 
-def at_step(monkeypatch, n, action, module=train_grpo, name="generate"):
-    """Do `action` when the n-th rollout, or call of a script's `name`, begins, counted from 1.
+def at_step(monkeypatch, n, action, module=train_grpo, name="copy_for_inference"):
+    """Do `action` when the n-th rollout, which begins with a copy of the policy, or the n-th call
+    of a script's `name` begins, counted from 1.
 
     -> a list with the count"""
     count, function = [0], getattr(module, name)
@@ -138,14 +141,14 @@ def test_five_bad_steps_end_the_run_and_the_checkpoint_stands(place, tmp_path, m
 
 
 def test_a_step_with_one_good_update_is_not_a_bad_one(place, tmp_path, monkeypatch):
-    run, count, update = tmp_path / "run", [0], Run.update
+    run, count, sum_gradients = tmp_path / "run", [0], parallel.sum_gradients
 
-    def every_second(self, optimizer, model):
+    def every_second(model):
         if count[0] % 2:
             model.norm.weight.grad.fill_(float("nan"))
         count[0] += 1
-        return update(self, optimizer, model)
-    monkeypatch.setattr(Run, "update", every_second)
+        sum_gradients(model)
+    monkeypatch.setattr(parallel, "sum_gradients", every_second)
     train_grpo.main(flags(place, run, "--minibatches", "2", "--steps", "7", "--eval-every", "0"))
     with open(run / "metrics.csv", newline="") as f:
         assert [row["skipped_updates"] for row in csv.DictReader(f)] == ["1"] * 7
@@ -166,7 +169,7 @@ def test_ppo_ends_when_one_optimizer_gets_nothing(place, tmp_path, monkeypatch, 
           "--critic-warmup", "0"]
     status, error = stopped(lambda: train_ppo.main(rl), capsys)
     assert status == 1 and NO_UPDATE in error.splitlines()[-1]
-    assert len(run_module.read_metrics(tmp_path / "run")) == 5
+    assert len(read_metrics(tmp_path / "run")) == 5
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(
@@ -550,7 +553,7 @@ TRAIN = """
 import sys, time
 from pathlib import Path
 from support.cli import RunConfig
-from support.run import trained
+from support.run import ensure_trained
 def train(argv):
     with open("log", "a") as log:
         print(*argv, file=log)
@@ -561,7 +564,7 @@ def train(argv):
 open("ready", "a").write("x")
 while len(Path("ready").read_text()) < 2:
     time.sleep(0.01)
-print(trained("runs/sft", train, RunConfig()))
+print(ensure_trained("runs/sft", train, RunConfig()))
 """
 HOLD = """
 import fcntl, os, sys, time
@@ -660,8 +663,8 @@ def test_peak_memory_is_of_the_device_that_is_used(monkeypatch):
 
 def test_trouble_is_named():
     healthy = {"entropy": 0.04, "no_signal": 0.7, "kl": 0.05}
-    assert (trouble(healthy) == [] and trouble({"loss": 1.0}) == []
-            and trouble({**healthy, "entropy": ""}) == [])
-    assert trouble({**healthy, "entropy": 1e-5}) == ["collapsed: entropy near 0"]
-    assert trouble({**healthy, "no_signal": 1.0}) == ["no group has a signal"]
-    assert trouble({**healthy, "kl": 3.0}) == ["far from the reference"]
+    assert (find_trouble(healthy) == [] and find_trouble({"loss": 1.0}) == []
+            and find_trouble({**healthy, "entropy": ""}) == [])
+    assert find_trouble({**healthy, "entropy": 1e-5}) == ["collapsed: entropy near 0"]
+    assert find_trouble({**healthy, "no_signal": 1.0}) == ["no group has a signal"]
+    assert find_trouble({**healthy, "kl": 3.0}) == ["far from the reference"]

@@ -16,16 +16,21 @@ import train_rm
 import train_sft
 from conftest import MEASURED
 from kills import sample_pairs
+from model import ScalarModel
+from support import plot, rl
 from support import run as run_module
 from support.cli import RunConfig, UserError, script
 from support.parallel import rank, world
-from support.pretrained import load_pretrained, load_scalar_model
-from support.run import Run, read_metrics, trained
+from support.plot import read_metrics
+from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.run import ensure_trained
 
 COMMON = ["--steps", "3", "--eval-every", "2", "--micro-batch-tokens", "40"]
-RL = [
-    *COMMON, "--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels",
-    "--max-new-tokens", "6", "--kl-target", "0.5"]
+SAMPLED = [
+    "--model", "sft", "--data", "sft.jsonl", "--max-new-tokens", "6", "--kl-target", "0.5",
+    "--steps", "3", "--micro-batch-tokens", "40"]
+RL = [*SAMPLED, "--eval-every", "2", "--reward", "reward.py:vowels"]
+SCORED = [*SAMPLED, "--reward-model", "scores"]
 PAIRS = [*COMMON, "--model", "sft", "--data", "pairs.jsonl", "--batch-size", "5"]
 SFT = [*COMMON, "--model", "random", "--data", "sft.jsonl"]
 RUNS = {
@@ -41,9 +46,15 @@ RUNS = {
     "grpo": (train_grpo, [
         *RL, "--prompts-per-step", "3", "--group-size", "5", "--minibatches", "1",
         "--epochs", "2"]),
-    "grpo_idle": (train_grpo, [
-        *RL, "--prompts-per-step", "1", "--group-size", "3", "--loss", "dapo",
-        "--advantage", "remax", "--kl-coef", "0.01", "--eval-problems", "1"])}
+    "ppo_scored": (train_ppo, [*SCORED, "--prompts-per-step", "7", "--critic-warmup", "1"]),
+    "grpo_scored": (train_grpo, [*SCORED, "--prompts-per-step", "3", "--group-size", "5"]),
+    # The second mini-batch has one row. Evaluations have one problem.
+    "dapo_idle": (train_grpo, [
+        *RL, "--method", "dapo", "--prompts-per-step", "1", "--group-size", "3",
+        "--kl-coef", "0.01", "--eval-problems", "1"]),
+    # One prompt has one greedy answer.
+    "remax_idle": (train_grpo, [
+        *RL, "--method", "remax", "--prompts-per-step", "1", "--group-size", "3"])}
 
 
 def train(name, out, *more):
@@ -52,14 +63,14 @@ def train(name, out, *more):
 
 def in_step(n, action):
     """Do `action` in the second process when the n-th step of GRPO begins."""
-    generate, steps = train_grpo.generate, []
+    copy_for_inference, steps = train_grpo.copy_for_inference, []
 
-    def counted(*arguments, **named):
+    def counted(policy):
         steps.append(rank())
         if steps == [1] * n:
             action()
-        return generate(*arguments, **named)
-    train_grpo.generate = counted
+        return copy_for_inference(policy)
+    train_grpo.copy_for_inference = counted
 
 
 # ----------------------------------------------------------------------------- what torchrun starts
@@ -75,8 +86,8 @@ def all_runs(out):
 
     def never(prompts, completions, **columns):
         raise AssertionError("rewards may cost, or be random: they are the first process's")
-    for module in (train_grpo, train_ppo) if rank() == 1 else ():
-        module.load_reward = lambda *arguments: never
+    if rank() == 1:
+        rl.load_reward = lambda *arguments: never
         run_module.digest = run_module.lock = never
     for name in RUNS:
         train(name, out)
@@ -85,7 +96,7 @@ def all_runs(out):
     with pytest.raises(UserError, match="interrupted after step 2 and saved"):
         train("grpo", out / "stopped")
     train_grpo.main(["--out", str(out / "stopped" / "grpo"), "--resume"])
-    load_pretrained(Path(trained(
+    load_pretrained(Path(ensure_trained(
         str(out / "trained" / "sft"), lambda argv: train_sft.main([*RUNS["sft"][1], *argv]),
         RunConfig())) / "model")
     train("grpo", out / "wrong", "--reward", "reward.py:too_few")
@@ -97,7 +108,7 @@ def kill_one(out):
 
 
 if __name__ == "__main__":
-    Run.plot = lambda *arguments: None
+    plot.draw_curves = lambda *arguments: None
     train_rm.sample_pairs = sample_pairs
     script(lambda: globals()[sys.argv[1]](Path(sys.argv[2])))
 
@@ -107,8 +118,13 @@ if __name__ == "__main__":
 @pytest.fixture(autouse=True)
 def inside(place, monkeypatch):
     monkeypatch.chdir(place)
-    monkeypatch.setattr(Run, "plot", lambda *arguments: None)
+    monkeypatch.setattr(plot, "draw_curves", lambda *arguments: None)
     monkeypatch.setattr(train_rm, "sample_pairs", sample_pairs)
+    if not Path("scores").exists():
+        policy, tokenizer = load_pretrained("sft/model")
+        scores = ScalarModel(policy)
+        torch.nn.init.normal_(scores.score.weight)
+        save_pretrained(scores, tokenizer, "scores")
 
 
 def torchrun(function, out):
