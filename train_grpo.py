@@ -92,7 +92,7 @@ def main(argv=None) -> None:
                     t, m, old, A = (x[micro, :T] for x in (tokens, mask, old_logp, advantages))
                     logp, entropies = token_log_probs_and_entropies(
                         policy, t, m, config.temperature)
-                    old = logp.detach() if config.on_policy else old
+                    old = logp.detach() if config.on_policy else old    # one update: ratio 1
                     if config.is_grpo:
                         loss, stats = grpo_loss(
                             logp, old, ref_logp[micro, :T], A, m, *config.clip_range,

@@ -1,6 +1,11 @@
-"""The repository is there to be read: its two main scripts side by side, and no line too long."""
+"""The repository is there to be read: its two main scripts side by side, no line too long, and
+files that can be copied."""
+import ast
 import difflib
+import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,3 +41,17 @@ def test_no_line_is_longer_than_100_columns():
     long = [f"{file.relative_to(ROOT)}:{i}" for file in files
             for i, line in enumerate(lines(file), 1) if len(line) > 100]
     assert long == []
+
+
+@pytest.mark.parametrize("file, needs", [
+    ("model.py", set()), ("losses.py", set()), ("advantages.py", set()),
+    ("rollout.py", {"losses", "model"})])
+def test_what_can_be_copied_needs_torch_and_little_else(file, needs):
+    """Besides torch and the standard library, these files import each other at most."""
+    imported = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module.split(".")[0])
+    assert imported - set(sys.stdlib_module_names) == {"torch"} | needs
