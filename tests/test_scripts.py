@@ -556,7 +556,8 @@ def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path)
     """ReMax holds a sample against the greedy answer, here the second call: all samples are right
     and the greedy one is wrong."""
     row = rl_by_call(place, tmp_path, "[float(n == 0)] * len(prompts)",
-                     "--method", "remax", "--no-signal", "drop", "--steps", "1")[0]
+                     "--method", "remax", "--kl-in", "loss", "--no-signal", "drop",
+                     "--steps", "1")[0]
     assert (float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
             and float(row["updates"]) == 1)
 
@@ -564,7 +565,7 @@ def test_equal_rewards_are_a_signal_where_the_advantages_say_so(place, tmp_path)
 def test_kl_in_the_reward_is_a_signal_where_all_scores_are_equal(place, tmp_path):
     first, second = rl_by_call(
         place, tmp_path, f"{VOWELS} if n == 0 else [1.0] * len(prompts)",
-        "--method", "rloo", "--no-signal", "drop", "--kl-coef", "0.5", "--steps", "2")
+        "--method", "rloo", "--kl-coef", "0.5", "--steps", "2")
     assert (float(second["kl"]) > 1e-3 and float(second["no_signal"]) == 0
             and float(second["grad_norm"]) > 1e-3)
 
@@ -574,7 +575,8 @@ def test_whitened_over_the_batch_a_group_of_equal_rewards_is_a_signal(place, tmp
     the batch it does."""
     expression = "[float(i < 8) for i in range(len(prompts))]"
     row = rl_by_call(place, tmp_path, expression,
-                     "--method", "reinforce_pp", "--no-signal", "drop", "--steps", "1")[0]
+                     "--method", "reinforce_pp", "--kl-in", "loss", "--no-signal", "drop",
+                     "--steps", "1")[0]
     assert float(row["no_signal"]) == 0 and float(row["grad_norm"]) > 0.1
 
 
