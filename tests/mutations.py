@@ -141,7 +141,7 @@ MUTATIONS = [
              "rewards depend on how much padding there is",
              "",
              "advantages.py",
-             ("logp = logp.masked_fill(~mask, 0)\n"
+             ("    logp = logp.masked_fill(~mask, 0)\n"
               "    ref_logp = ref_logp.masked_fill(~mask, 0)\n"),
              "",
              "test_losses.py test_peers.py"),
