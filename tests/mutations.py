@@ -221,7 +221,7 @@ MUTATIONS = [
              "as above",
              "huggingface/trl#2995", "train_sft.py",
              "denominator=mask.sum())",
-             "denominator=mask[rows].sum())",
+             "denominator=m.sum())",
              "test_scripts.py"),
     Mutation("26", "Dr. GRPO that still divides by each answer's length",
              "only one of its two changes: the length bias stays",
