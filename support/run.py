@@ -503,7 +503,8 @@ class Run:
             f.seek(0)
             columns = next(csv.reader(f), None)
             if columns is None:
-                columns = list(row)
+                first = [name for name in ("step", *SHOWN) if name in row]
+                columns = first + [name for name in row if name not in first]
                 writer.writerow(columns)
             written = [f"{float(row[name]):.6g}" if row[name] != "" else "" for name in columns]
             writer.writerow(written)
