@@ -88,7 +88,7 @@ class Experiment:
 
 
 RIGHT = ("right answers, sampled (share)", "setting", "sampled")
-KL = ("KL to the SFT model (nats an answer)", "setting", "kl_to_sft")
+KL = ("KL to the SFT model (nats per answer)", "setting", "kl_to_sft")
 NO_SIGNAL = ("groups without signal (share)", "step", "no_signal")
 # Dr. GRPO has no std that changes what β weighs, and may have the KL anywhere. A β of 0.5 is there
 # to show it.
@@ -108,7 +108,7 @@ EXPERIMENTS = {
         [("right answers, greedy (share)", "answer_kl", "eval_greedy"),
          ("the reward model's score", "answer_kl", "reward")]),
     "group_size": Experiment(
-        "GRPO, 256 samples a step: many prompts, or many answers to each?",
+        "GRPO, 256 samples per step: many prompts, or many answers to each?",
         {("", "G = 2"): f"{GRPO} --prompts-per-step 128 --group-size 2",
          ("", "G = 4"): f"{GRPO} --prompts-per-step 64 --group-size 4",
          ("", "G = 8"): GRPO,
@@ -166,7 +166,7 @@ EXPERIMENTS = {
         "DAPO: groups without signal, left out or replaced",
         {("", "left out"): f"{DAPO} --no-signal drop",
          ("", "replaced"): DAPO},
-        [NO_SIGNAL, ("samples a step", "step", "samples"), RIGHT],
+        [NO_SIGNAL, ("samples per step", "step", "samples"), RIGHT],
         base="left out"),
 }
 
@@ -455,7 +455,7 @@ def markdown(rows: list[dict]) -> str:
     paragraphs = [
         f"Seeds: {len(seeds)}. Mean ± standard deviation.",
         table([*COLUMNS][:8], policies),
-        "length: tokens an answer. kl to sft: exact, in nats an answer. "
+        "length: tokens per answer. kl to sft: exact, in nats per answer. "
         "samples: answers that the policy sampled to learn from; DPO and its\n"
         "relatives learn from pairs. seconds: of the training script. "
         "models: full models in memory while it trains.",
@@ -507,7 +507,7 @@ def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "") -
     """A column over steps, over √KL or over settings."""
     over, xlabel = {"setting": (over_settings, ""),
                     "step": (over_steps, "step"),
-                    "answer_kl": (over_kl, "√KL to the SFT model (nats an answer)")}[x]
+                    "answer_kl": (over_kl, "√KL to the SFT model (nats per answer)")}[x]
     lines = grouped(rows, lambda row: row["line"] if x == "setting" else name(row))
     for i, (line, some) in enumerate(lines.items()):
         over(axis, some, y, f"C{i}", line)

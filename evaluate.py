@@ -96,7 +96,7 @@ class Config:
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; "
                           "the run's own if not given")
     problems: int = setting(512, "how many fresh problems, or rows, at most", low=1)
-    samples: int = setting(8, "samples a problem, for sampled accuracy and pass@k (right: the "
+    samples: int = setting(8, "samples per problem, for sampled accuracy and pass@k (right: the "
                            "reward is over 0.5)", low=1)
     reference: str = setting("", "what KL is measured to: a run or model directory; what the run "
                              "started from, if not given")

@@ -54,7 +54,7 @@ class Config(RunConfig):
     temperature: ClassVar[float] = 1.0              # of answers, in evaluations
     loss: str = setting("dpo", "preference loss", choices=tuple(BETA))
     steps: int = setting(80, "steps, of one update each", low=1)
-    batch_size: int = setting(64, "pairs a step", low=2)
+    batch_size: int = setting(64, "pairs per step", low=2)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=2)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
     lr: float = setting(3e-4, "learning rate, falling linearly to 0", low=0.0)

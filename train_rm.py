@@ -36,7 +36,7 @@ from task import sum_problems, sum_reward
 class Config(RunConfig):
     algorithm: ClassVar[str] = "rm"
     steps: int = setting(100, "steps, of one update each", low=1)
-    batch_size: int = setting(64, "pairs a step", low=1)
+    batch_size: int = setting(64, "pairs per step", low=1)
     pairs: int = setting(4096, "pairs sampled for the built-in task", low=1)
     max_new_tokens: int = setting(32, "tokens of a sampled answer, at most", low=1)
     lr: float = setting(5e-4, "learning rate, falling linearly to 0", low=0.0)
@@ -160,7 +160,7 @@ def load_pairs(config, policy, tokenizer, run) -> tuple[list[dict], list[dict]]:
 
 
 def sampled_pairs(config, policy, tokenizer) -> str:
-    """All pairs for the built-in task, a JSON object a line: texts to look at, whether it is held
+    """All pairs for the built-in task, a JSON object per line: texts to look at, whether it is held
     out, and the ids that are learned from."""
     lines = []
     for held_out, n, seed in ((False, config.pairs, config.seed), (True, config.eval_problems, 0)):

@@ -42,7 +42,7 @@ class Config(RunConfig):
     model: str = setting(
         "", "a Hugging Face or run directory to start from, instead of a new small model")
     steps: int = setting(1000, "steps, of one update each", low=1)
-    batch_size: int = setting(64, "examples a step", low=1)
+    batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "
                         "then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)

@@ -624,7 +624,7 @@ GROUPS = [
         tests=["test_peers.py::test_peer[trl.gspo]",
                "test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         experiment="table",
-        english="One length-normalised ratio a sequence: an answer is clipped as a whole.",
+        english="One length-normalised ratio per sequence: an answer is clipped as a whole.",
         in_chinese="每个序列一个按长度归一的比率，整体裁剪。"),
     Concept(
         "CISPO, clipped importance sampling weights", "裁剪重要性采样权重（不截断梯度）",
@@ -699,7 +699,7 @@ PREFERENCES = [
         experiment="table",
         english=("Regression: the margin h is pulled to 1/(2β) from below and from above. "
                  "The paper sums log-probs, the script averages them over the answer, "
-                 "so at β = 0.1 that is 5 nats a token; "
+                 "so at β = 0.1 that is 5 nats per token; "
                  "on the built-in task the mean of h ends near 4.2 (seed 0)."),
         in_chinese=("回归：差值 h 从上下两侧被拉向 1/(2β)。论文对回答求和，脚本按回答平均，"
                     "β = 0.1 时目标为每 token 5 nats；"

@@ -47,12 +47,12 @@ RUNS = {
 LEFT_OUT = ("seconds", "samples", "kl_coef")
 
 # file: title; legend -> run, the healthy one first; panels (y label, column, y scale)
-REWARD, KL = ("reward", "reward", "linear"), ("exact KL (nats a token)", "kl_exact", "log")
-ENTROPY = ("entropy (nats a token)", "entropy", "log")
+REWARD, KL = ("reward", "reward", "linear"), ("exact KL (nats per token)", "kl_exact", "log")
+ENTROPY = ("entropy (nats per token)", "entropy", "log")
 FIGURES = {
     "updates": (
         "GRPO: how far a step goes",
-        {"default: lr 2e-4, 2 updates a step": "grpo",
+        {"default: lr 2e-4, 2 updates per step": "grpo",
          "--lr 2e-3": "grpo_lr_10x",
          "--epochs 4: 8 updates": "grpo_4_epochs",
          "--minibatches 1: 1 update": "grpo_1_update"},
@@ -86,8 +86,8 @@ FIGURES = {
          "--kl-coef 0": "ppo_rm_no_kl"},
         [("the reward model's score", "reward", "linear"),
          ("right answers, greedy (share)", "eval_greedy", "linear"),
-         ("KL (nats an answer)", "answer_kl", "linear"),
-         ("entropy (nats a token)", "entropy", "linear")]),
+         ("KL (nats per answer)", "answer_kl", "linear"),
+         ("entropy (nats per token)", "entropy", "linear")]),
     "dpo": (
         "DPO: a difference is asked for",
         {"default: --nll-coef 1": "dpo",

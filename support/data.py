@@ -11,7 +11,7 @@ from support.models import numpy_rng
 
 
 def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[dict]:
-    """One JSON object a line, checked before anything trains.
+    """One JSON object per line, checked before anything trains.
 
     ValueError names the line, the field, found and expected.
 
@@ -31,7 +31,7 @@ def read_jsonl(path: str, required: tuple[str, ...], instead: str = "") -> list[
         side = choose_side(columns[names[0]])
         examples.append({"line": number, "side": side, "columns": columns})
     if not examples:
-        raise ValueError(f"{path}: no examples in it, expected a JSON object a line")
+        raise ValueError(f"{path}: no examples in it, expected a JSON object per line")
     sides = {example["side"] for example in examples}
     if len(sides) == 1:
         for example in examples:

@@ -8,17 +8,17 @@ from pathlib import Path
 # The panels of curves.png: y label -> columns of metrics.csv.
 RL_PANELS = {
     "answer length (tokens)": ["response_length"],
-    "KL to the reference (nats a token)": ["kl", "kl_exact"],
-    "entropy (nats a token)": ["entropy"],
+    "KL to the reference (nats per token)": ["kl", "kl_exact"],
+    "entropy (nats per token)": ["entropy"],
 }
 PANELS = {
     "sft": {
-        "loss (nats a token)": ["loss", "eval_loss"],
+        "loss (nats per token)": ["loss", "eval_loss"],
         "accuracy": ["eval_greedy", "eval_sampled"],
         "gradient norm": ["grad_norm"],
     },
     "rm": {
-        "loss (nats a pair)": ["loss"],
+        "loss (nats per pair)": ["loss"],
         "pairs ranked right (share)": ["accuracy", "eval_accuracy"],
         "score margin": ["margin"],
     },

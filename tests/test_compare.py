@@ -175,7 +175,7 @@ def test_a_sentence_says_what_its_numbers_say(lab):
     text = lab("kl", "--seeds", "2")["kl"]
     assert (
         "(k1 in the loss)" in text
-        and "KL to the SFT model (nats an answer): 0.55" in text
+        and "KL to the SFT model (nats per answer): 0.55" in text
         and text.count("no difference") == 2)
     assert "One seed, so there is no spread" in lab("kl", "--seeds", "1")["kl"]
 
