@@ -31,7 +31,7 @@ class Rollout:
 
     def responses(self) -> list[list[int]]:
         """The sampled ids of each row, its stop token included."""
-        return [row[mask].tolist() for row, mask in zip(self.tokens, self.mask)]
+        return [row[mask].tolist() for row, mask in zip(self.tokens.cpu(), self.mask.cpu())]
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,15 +18,17 @@ class Averages:
     def __init__(self, **otherwise):
         """otherwise: what to report where nothing is added."""
         self.otherwise = otherwise
-        self.sums = {}
+        self.shares = {}
 
     def add(self, stats: dict, weight) -> None:
         """stats: 0-dim tensors, each a mean over a micro-batch; weight: its share of the step."""
         for name, value in stats.items():
-            self.sums[name] = self.sums.get(name, 0.0) + (value * weight).item()
+            self.shares.setdefault(name, []).append(value * weight)
 
     def result(self) -> dict[str, float]:
-        return {**self.otherwise, **parallel.all_reduce_sum(self.sums)}
+        # Only now are the numbers asked for: each time, the host waits for the device.
+        sums = {name: sum(torch.stack(shares).tolist()) for name, shares in self.shares.items()}
+        return {**self.otherwise, **parallel.all_reduce_sum(sums)}
 
 
 def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: torch.Tensor,

@@ -7,6 +7,7 @@ comes of them; `my_rows` of a mini-batch; and `sum_gradients` after it.
 import functools
 import signal
 import traceback
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -88,13 +89,15 @@ def my_rows(rows: Tensor) -> Tensor:
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Add up the gradients of all processes. Each has the part of its rows, or none."""
+    """Add up the processes' gradients, as one tensor. Each has the part of its rows, or none."""
     if world() == 1:
         return
-    for p in model.parameters():
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        dist.all_reduce(p.grad)
+    parameters = list(model.parameters())
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    bucket = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(bucket)
+    for p, gradient in zip(parameters, bucket.split([p.numel() for p in parameters])):
+        p.grad = gradient.view_as(p)
 
 
 def all_reduce_sum(x):
@@ -130,8 +133,13 @@ def join_processes():
     if not dist.is_torchelastic_launched():
         return None
     store, this, n = next(dist.rendezvous("env://"))
-    # NCCL for tensors on a GPU, gloo for all others.
-    dist.init_process_group(store=store, rank=this, world_size=n)
+    # NCCL for tensors on a GPU, gloo for all else. Both are named: torch would have the GPU's
+    # alone, and send objects through the GPU, before a process has chosen its own.
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    # While the first process writes a checkpoint or asks for rewards, the others wait.
+    dist.init_process_group(backend, store=store, rank=this, world_size=n,
+                            timeout=timedelta(hours=12))
     # torchrun sends it to the others when one has ended, before they could say so.
     signal.signal(signal.SIGTERM, lambda *_: None)
     return store

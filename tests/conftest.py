@@ -1,14 +1,18 @@
 import json
+import os
 
-import pytest
-import torch
+# Before torch looks for GPUs: models, batches and bits of these tests are the CPU's.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-import train_sft
-from model import ModelConfig, Transformer
-from support import plot
-from support.plot import read_metrics
-from support.pretrained import save_pretrained
-from support.tokenizer import builtin_tokenizer
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import train_sft  # noqa: E402
+from model import ModelConfig, Transformer  # noqa: E402
+from support import plot  # noqa: E402
+from support.plot import read_metrics  # noqa: E402
+from support.pretrained import save_pretrained  # noqa: E402
+from support.tokenizer import builtin_tokenizer  # noqa: E402
 
 # With tensors this small, two threads mostly wait for each other.
 torch.set_num_threads(1)

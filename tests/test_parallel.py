@@ -13,6 +13,7 @@ import rollout as rollout_module
 from model import ScalarModel
 from rollout import generate, map_micro_batches, sequence_scores, token_log_probs
 from support import parallel
+from support.metrics import Averages
 
 
 class Processes:
@@ -191,3 +192,30 @@ def test_numbers_are_summed_and_what_a_process_lacks_counts_as_0(processes):
         return parallel.all_reduce_sum(rank + 1), parallel.all_reduce_sum(share)
     assert processes(3, sums) == [(6, {"loss": 6.0, "first": 5.0, "others": 4.0})] * 3
     assert processes(1, sums) == [(1, {"loss": 1.0, "first": 5.0})]
+
+
+@pytest.mark.parametrize("cuda, nccl, expected", [
+    (True, True, "cpu:gloo,cuda:nccl"), (True, False, "gloo"), (False, True, "gloo")])
+def test_both_backends_are_named_where_there_is_a_gpu(monkeypatch, cuda, nccl, expected):
+    """With none named, torch takes the GPU's alone, and objects go through a GPU that isn't set."""
+    joined = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(parallel.dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(parallel.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(parallel.dist, "rendezvous", lambda url: iter([("store", 1, 2)]))
+    monkeypatch.setattr(parallel.dist, "init_process_group",
+                        lambda backend, **named: joined.append((backend, named)))
+    monkeypatch.setattr(parallel.signal, "signal", lambda *arguments: None)
+    assert parallel.join_processes() == "store"
+    [(backend, named)] = joined
+    assert backend == expected and (named["rank"], named["world_size"]) == (1, 2)
+    # A checkpoint or a reward may take an hour.
+    assert named["timeout"].total_seconds() > 3600
+
+
+def test_averages_are_over_micro_batches():
+    averages = Averages(entropy="", kl=0.0)
+    assert averages.result() == {"entropy": "", "kl": 0.0}
+    averages.add({"kl": torch.tensor(1.0), "loss": torch.tensor(3.0)}, weight=0.25)
+    averages.add({"kl": torch.tensor(2.0)}, weight=torch.tensor(0.75))
+    assert averages.result() == {"entropy": "", "kl": 1.75, "loss": 0.75}
