@@ -283,7 +283,7 @@ class ScalarModel(nn.Module):
 
     def forward(self, tokens):
         x = self.trunk.hidden(tokens)
-        # Autocast would round scores to 8 bits, and the product costs nothing.
-        with torch.autocast(x.device.type, enabled=False):
-            values = self.score(x.type_as(self.score.weight)).squeeze(-1)       # (B, T)
-        return values if values.dtype == torch.float64 else values.float()
+        # Not self.score(x): autocast would round it, and its gradients, to bfloat16's 8 bits.
+        weight = self.score.weight[0]                                           # (C,)
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return (x.to(dtype) * weight.to(dtype)).sum(-1)                         # (B, T)

@@ -114,3 +114,23 @@ def test_scalar_model_has_its_own_trunk_and_starts_at_zero(model):
     for p in scalar.parameters():
         p.data.add_(1.0)
     torch.testing.assert_close(model(tokens), logits)
+
+
+def test_the_scalar_head_is_not_rounded_by_autocast_backward_either(model):
+    """The trunk's products are bfloat16 under autocast; the head's, and their gradients, are not."""
+    scalar = ScalarModel(model).float()
+    torch.nn.init.normal_(scalar.score.weight)
+    tokens, hidden = torch.randint(0, 11, (3, 9)), []
+    scalar.trunk.norm.register_forward_hook(lambda module, inputs, x: hidden.append(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scalar(tokens)
+        hidden[0].retain_grad()
+        scores.square().sum().backward()
+    x, weight = hidden[0].detach().double(), scalar.score.weight.detach().double()
+    expected = x @ weight[0]
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden[0].grad.double(), 2 * expected[..., None] * weight[0],
+                               rtol=1e-5, atol=1e-5)
+    gradient = (2 * expected[..., None] * x).sum((0, 1))
+    found = scalar.score.weight.grad[0].double()
+    torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-5)
