@@ -209,6 +209,10 @@ def script(main) -> None:
         end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
         end(f"\nstopped at once: {GO_ON}", 130)
+    except BrokenPipeError:
+        # Who read the output has gone, as `head` does when it has its lines.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except RuntimeError as error:
         if not parallel.is_lost_peer(error):
             raise

@@ -521,3 +521,17 @@ def test_from_the_shell(tmp_path):
     assert done.stderr == (
         "train_grpo.py: error: argument --group-size: 1 is out of range, expected at least 2 "
         "(see --help)\n")
+
+
+def test_a_pipe_that_is_closed_is_no_error_of_the_script():
+    """python evaluate.py ... | head"""
+    code = ("from support.cli import script\n"
+            "def main():\n"
+            "    for i in range(100000):\n"
+            "        print(i)\n"
+            "script(main)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.stderr.read() == "" and process.wait(timeout=60) == 1

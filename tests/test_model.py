@@ -117,7 +117,7 @@ def test_scalar_model_has_its_own_trunk_and_starts_at_zero(model):
 
 
 def test_the_scalar_head_is_not_rounded_by_autocast_backward_either(model):
-    """The trunk's products are bfloat16 under autocast; the head's, and their gradients, are not."""
+    """Under autocast the trunk's products are bfloat16; the head's and its gradients are not."""
     scalar = ScalarModel(model).float()
     torch.nn.init.normal_(scalar.score.weight)
     tokens, hidden = torch.randint(0, 11, (3, 9)), []
