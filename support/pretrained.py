@@ -7,6 +7,7 @@ refused by file and field. Every tensor must be there, in its shape, and none ma
 wrong model never loads silently.
 """
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -208,7 +209,8 @@ def _check_type(file: Path, config: dict, field: str) -> None:
         kinds, expected = {int}, "a positive integer"
     value = config.get(field)
     is_number = type(value) in (int, float)
-    if type(value) not in kinds or is_number and value <= 0:
+    # JSON as Python reads it may hold NaN and Infinity.
+    if type(value) not in kinds or is_number and not 0 < value < math.inf:
         _refuse(file, config, field, expected)
 
 
@@ -296,9 +298,12 @@ def _open_files(path: Path) -> dict[str, tuple]:
 
 def _check_tensors(path: Path, shapes: dict[str, tuple], found: dict[str, tuple]) -> None:
     """ValueError unless the files have the tensors of these shapes and no others."""
+    listing = path / "model.safetensors"
+    if not listing.is_file():
+        listing = path / "model.safetensors.index.json"
     for name in {**shapes, **found}:
         if name not in found:
-            raise ValueError(f"{path / 'model.safetensors'}: {name} is missing")
+            raise ValueError(f"{listing}: {name} is missing")
         file, opened = found[name]
         if name not in shapes:
             raise ValueError(f"{file}: {name} is not part of this model")

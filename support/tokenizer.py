@@ -64,7 +64,7 @@ class Tokenizer:
         if config.get("add_bos_token") is not None:
             adds_bos = config["add_bos_token"] and self.bos_id is not None
             self.prefix = [self.bos_id] if adds_bos else []
-        self.chat_template = _read_chat_template(config, files)
+        self.chat_template = _read_chat_template(config, files, path)
 
     def _read_added_tokens(self, spec: dict, file: Path) -> None:
         """Set `added`, text -> id, and what finds the added tokens in a text."""
@@ -514,13 +514,17 @@ def _read_stop_ids(objects: dict[str, dict], path: Path) -> list[int]:
     return stop_ids
 
 
-def _read_chat_template(config: dict, files: dict[str, bytes]) -> str | None:
+def _read_chat_template(config: dict, files: dict[str, bytes], path: Path) -> str | None:
     """The template of a file of its own, else that of tokenizer_config.json, else None."""
     template = config.get("chat_template")
     if isinstance(template, list):
         # There are several, each with a name.
         by_name = {named["name"]: named["template"] for named in template}
         template = by_name.get("default")
-    if "chat_template.jinja" in files:
-        template = files["chat_template.jinja"].decode()
+    name = "chat_template.jinja"
+    if name in files:
+        try:
+            template = files[name].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path / name}: byte {error.start} is not UTF-8") from None
     return template

@@ -202,7 +202,7 @@ def test_several_files_with_an_index(tmp_path):
             (["x"], "index.json: weight_map"),
             ({**weight_map, names[0]: 3}, "index.json: weight_map"),
             ({name: file for name, file in weight_map.items() if "00002" not in file},
-             f"{names[1]} is missing")):
+             f"model.safetensors.index.json: {names[1]} is missing")):
         index.write_text(json.dumps({"weight_map": wrong}))
         with pytest.raises(ValueError, match=message):
             load_pretrained(path)
@@ -285,6 +285,9 @@ def dropped(name):
     ("llama", "num_key_value_heads is 0", changed(num_key_value_heads=0)),
     ("llama", "config.json: dim 32 must divide into n_heads 3", changed(num_attention_heads=3)),
     ("llama", "rope_theta is None, expected a positive number", changed(rope_theta=None)),
+    ("llama", "rope_theta is nan, expected a positive number", changed(rope_theta=float("nan"))),
+    ("llama", "rms_norm_eps is inf, expected a positive number",
+     changed(rms_norm_eps=float("inf"))),
     ("llama", "rms_norm_eps is '1e-5'", changed(rms_norm_eps="1e-5")),
     ("llama", "tie_word_embeddings is 'yes', expected true or false",
      changed(tie_word_embeddings="yes")),

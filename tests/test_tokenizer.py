@@ -558,3 +558,10 @@ if __name__ == "__main__":
         f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
         for name, value in record.items()]
     RECORD.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+
+
+def test_a_template_that_is_not_utf_8_is_named(tmp_path):
+    save_tokenizer(builtin_tokenizer(), tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes("{{ 'é' }}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"chat_template.jinja: byte 4 is not UTF-8"):
+        load_tokenizer(tmp_path)
