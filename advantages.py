@@ -43,7 +43,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
     running = torch.zeros_like(rewards[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
         return_t = rewards[:, t] + gamma * running
-        running = torch.where(mask[:, t], return_t, running)           # a hole changes nothing
+        running = torch.where(mask[:, t], return_t, running)        # a hole changes nothing
         returns[:, t] = running
     return returns.masked_fill(~mask, 0)
 

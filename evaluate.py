@@ -22,7 +22,7 @@ import torch
 from rollout import Rollout, generate, token_kl
 from support import parallel
 from support.cli import UserError, parse, refuse, script, setting, user_errors
-from support.data import encode_prompt, hold_out
+from support.data import encode_prompt, hold_out, repeat_each
 from support.models import copy_for_inference, pick_device, torch_rng
 from support.pretrained import load_pretrained
 from support.rewards import load_reward, reward_answers
@@ -147,7 +147,7 @@ def main(argv=None) -> None:
 
     greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
                        micro_batch_tokens=config.micro_batch_tokens)
-    repeated = [example for example in examples for _ in range(config.samples)]
+    repeated = repeat_each(examples, config.samples)
     sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
                                config.temperature, torch_rng(0, 0, "evaluation"),
                                config.micro_batch_tokens)

@@ -11,6 +11,7 @@ from advantages import (grpo_advantages, reinforce_pp_advantages, remax_advantag
                         rloo_advantages, token_rewards)
 from losses import aggregate, cispo_loss, grpo_loss, gspo_loss, kl_penalty, policy_gradient_loss
 from support.cli import UserError, refuse, setting
+from support.data import repeat_each
 from support.rl import RLConfig, concatenate
 
 # What an answer's reward is compared with, the loss and its average, the clip, what holds the KL
@@ -110,11 +111,6 @@ class MethodConfig(RLConfig):
                             "have a signal, expected keep, --kl-in loss or --kl-coef 0")
 
 
-def repeat_each(examples: list[dict], n: int) -> list[dict]:
-    """Each example n times in a row: the prompts of its group."""
-    return [example for example in examples for _ in range(n)]
-
-
 def sample_until_signal(config, answer, batch, step):
     """Ask further prompts until enough groups have two different rewards. -> Rollout, rewards (B,)
 
@@ -132,12 +128,12 @@ def sample_until_signal(config, answer, batch, step):
     return concatenate(rollouts), torch.cat(all_rewards)
 
 
-def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl_coef):
+def advantages_of(config, answer, batch, step, rewards, old_logp, ref_logp, mask, kl_coef):
     """The method's advantages. (B, T)
 
     rewards (B,); logp and mask (B, T). A KL penalty in the reward is paid before answers are
     compared."""
-    rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)            # (B, T)
+    rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, kl_coef)               # (B, T)
     if config.baseline == "batch/std":
         return reinforce_pp_advantages(rewards_t, mask)
     rewards = rewards_t.sum(1)                                                          # (B,)
@@ -148,7 +144,7 @@ def advantages_of(config, answer, prompts, rewards, old_logp, ref_logp, mask, kl
     elif config.baseline == "others":
         advantages = rloo_advantages(rewards, config.group_size)
     elif config.baseline == "greedy":
-        _, greedy_rewards = answer(prompts, i=0, temperature=0)                         # (B / G,)
+        _, greedy_rewards = answer(batch(step), i=0, temperature=0)                     # (B / G,)
         baseline = greedy_rewards.repeat_interleave(config.group_size)                  # (B,)
         advantages = remax_advantages(rewards, baseline)
     else:

@@ -26,13 +26,19 @@ def sum_problems(n: int, rng: np.random.Generator, held_out: bool = False) -> li
     return problems[:n]
 
 
+def encode_problems(problems: list[dict], tokenizer) -> list[dict]:
+    """The same problems, with the "ids" of their prompts."""
+    for problem in problems:
+        problem["ids"] = encode_prompt(tokenizer, problem["prompt"])
+    return problems
+
+
 def held_out_problems(n: int, tokenizer, longest: int) -> list[dict]:
     """The evaluation's problems: the same for every script and seed, none of them ever trained on.
 
     With their "ids". ValueError if one has more than `longest`."""
     problems = sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)
-    for problem in problems:
-        problem["ids"] = encode_prompt(tokenizer, problem["prompt"])
+    encode_problems(problems, tokenizer)
     most = max(len(problem["ids"]) for problem in problems)
     if most > longest:
         raise ValueError(f"--max-new-tokens leaves {longest} tokens of the model's context for "

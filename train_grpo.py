@@ -76,7 +76,7 @@ def main(argv=None) -> None:
         # 4. Advantages: what an answer earned more than its group's mean, the same for each token.
         advantages = grpo_advantages(rewards, config.group_size)[:, None].expand(mask.shape)
         if not config.is_grpo:
-            advantages = methods.advantages_of(config, answer, batch(step), rewards, old_logp,
+            advantages = methods.advantages_of(config, answer, batch, step, rewards, old_logp,
                                                ref_logp, mask, kl_coef.in_reward)
         rows, no_signal = methods.rows_to_learn_from(config, advantages)
 
@@ -112,7 +112,7 @@ def main(argv=None) -> None:
 
         # 6. What people see. Then the reference and β move, if they were told to.
         row = {"step": step + 1, **averages.result(), **metrics, "kl_coef": kl_coef.value,
-               "samples": config.samples_of(rewards), "no_signal": no_signal,
+               "no_signal": no_signal,
                **step_metrics(grad_norms, mask, started), "eval_greedy": "", "eval_sampled": ""}
         reference.update(policy, step)
         kl_coef.update(metrics["answer_kl"], len(rewards))

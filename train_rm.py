@@ -24,12 +24,12 @@ from rollout import micro_batches, sequence_scores
 from support import parallel
 from support.cli import RunConfig, UserError, parse, refuse, script, setting, user_errors
 from support.data import (drop_unusable, encode_completion, encode_examples, encode_prompt,
-                          hold_out, pad_batch, read_jsonl, take)
+                          hold_out, pad_batch, read_jsonl, repeat_each, take)
 from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device, torch_rng
 from support.rl import load_start
 from support.run import Run
-from task import sum_problems, sum_reward
+from task import encode_problems, sum_problems, sum_reward
 
 
 @dataclass(kw_only=True)
@@ -185,9 +185,8 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
     # Blocks of 256 prompts. A policy that is nearly always right gives few pairs.
     for block in range(20 + n // 8):
         problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
-        for problem in problems:
-            problem["ids"] = encode_prompt(tokenizer, problem["prompt"])
-        examples = [problem for problem in problems for _ in range(2)]
+        encode_problems(problems, tokenizer)
+        examples = repeat_each(problems, 2)
         answers, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
                             torch_rng(seed, block, f"pairs {held_out}"), micro_batch_tokens)
         for problem, first, second in zip(problems, answers[::2], answers[1::2]):

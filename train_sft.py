@@ -21,13 +21,14 @@ from model import ModelConfig, Transformer
 from rollout import micro_batches, token_log_probs
 from support import parallel
 from support.cli import RunConfig, parse, script, setting, user_errors
-from support.data import encode_prompt, hold_out, pad_batch, read_demonstrations, take
+from support.data import hold_out, pad_batch, read_demonstrations, take
 from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device
-from support.pretrained import load_pretrained
-from support.run import Run, find_model
+from support.rl import load_start
+from support.run import Run
 from support.tokenizer import builtin_tokenizer
-from task import REASON_SHARE, demonstration, held_out_problems, sum_problems, sum_reward
+from task import (REASON_SHARE, demonstration, encode_problems, held_out_problems, sum_problems,
+                  sum_reward)
 
 # 0.8 M parameters.
 SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128,
@@ -106,10 +107,7 @@ def main(argv=None) -> None:
 def load_model(config, run, device):
     """-> the policy and its tokenizer: of --model, or a new small model with the built-in one."""
     if config.model:
-        start = find_model(config.model)
-        policy, tokenizer = load_pretrained(start, torch.float32, device)
-        run.note(model=start, data=config.data)
-        return policy, tokenizer
+        return load_start(config, None, run, device)
     run.note(data=config.data)
     tokenizer = builtin_tokenizer()
     return Transformer(ModelConfig(tokenizer.vocab_size, **SMALL)).to(device), tokenizer
@@ -132,10 +130,9 @@ def load_demonstrations(config, tokenizer, context: int):
         rng = numpy_rng(config.seed, step, "sft prompts")
         reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE
         turns = []
-        for problem in sum_problems(config.batch_size, rng):
+        for problem in encode_problems(sum_problems(config.batch_size, rng), tokenizer):
             answer = demonstration(problem["prompt"], rng.random() < reason_share)
-            turns.append((encode_prompt(tokenizer, problem["prompt"]),
-                          tokenizer.encode(answer) + [tokenizer.eos_id]))
+            turns.append((problem["ids"], tokenizer.encode(answer) + [tokenizer.eos_id]))
         return turns
     longest = context - config.max_new_tokens
     return batch, held_out_problems(config.eval_problems, tokenizer, longest)

@@ -276,6 +276,11 @@ def hold_out(examples: list[dict], path: str, most: int) -> tuple[list[dict], li
     return train, [held_out[i] for i in order]
 
 
+def repeat_each(examples: list[dict], n: int) -> list[dict]:
+    """Each example n times in a row: the prompts of its group."""
+    return [example for example in examples for _ in range(n)]
+
+
 def pad_batch(rows: list[list[list[int]]], device) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of ids, alternately given and trained on, as one batch.
 

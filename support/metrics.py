@@ -49,7 +49,7 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
         "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean().item(),
         "response_length": mask.sum(1).float().mean().item(),
         "finished": rollout.finished.float().mean().item(),
-        "samples": len(rewards),
+        "samples": config.samples_of(rewards),
     }
 
 

@@ -18,7 +18,7 @@ from support.pretrained import load_pretrained, load_scalar_model
 from support.rewards import load_reward, reward_answers, read_right_answer
 from support.run import ensure_trained, find_model
 from support.tokenizer import same_tokenizer
-from task import held_out_problems, sum_problems, sum_reward
+from task import encode_problems, held_out_problems, sum_problems, sum_reward
 
 
 @dataclass(kw_only=True)
@@ -46,6 +46,10 @@ class RLConfig(RunConfig):
         low=0.0, high=1.0)
     ref_sync: int = setting(
         0, "the reference becomes a copy of the policy every N steps; 0: frozen", low=0)
+
+    def samples_of(self, rewards) -> int:
+        """How many answers were sampled to get these rewards."""
+        return len(rewards)
 
     def check(self, given: dict) -> None:
         """Refuse what makes no sense together, and flags that have no effect."""
@@ -84,7 +88,6 @@ def load_start(config, train_sft, run, device):
 @user_errors()
 def load_scores(role: str, path: str, tokenizer, run, device):
     """A ScalarModel that reads the policy's tokens, as --reward-model or --critic."""
-    path = find_model(path)
     model, its_tokenizer = load_scalar_model(path, torch.float32, device)
     if not same_tokenizer(tokenizer, its_tokenizer):
         raise UserError(f"{flag_of(role)} {path}: its tokenizer is not that of the policy, "
@@ -97,10 +100,12 @@ def load_critic(config, policy, reward, tokenizer, run, device):
     """The critic starts where it knows most: as the reward model, if there is one, else as the
     policy's trunk with values of 0."""
     if config.critic not in ("", "policy"):
-        return load_scores("critic", config.critic, tokenizer, run, device)
+        return load_scores("critic", find_model(config.critic), tokenizer, run, device)
     if config.critic == "policy" or reward.model is None:
         return ScalarModel(policy)
-    return load_scores("reward_model", reward.path, tokenizer, run, device)
+    # It was checked and noted when it was loaded to be frozen, maybe in bfloat16.
+    critic, _ = load_scalar_model(reward.path, torch.float32, device)
+    return critic
 
 
 # -------------------------------------------------------------------------------------- rewards
@@ -156,7 +161,6 @@ def concatenate(rollouts: list[Rollout]) -> Rollout:
 
 
 # -------------------------------------------------------------------------------------- prompts
-
 
 def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
     """Prompts of a JSONL file for PPO and GRPO, `longest` tokens at most.
@@ -234,8 +238,7 @@ def load_prompts(config, tokenizer, *models):
 
     def batch(step):
         rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
-        problems = sum_problems(config.prompts_per_step, rng)
-        return [{**p, "ids": encode_prompt(tokenizer, p["prompt"])} for p in problems]
+        return encode_problems(sum_problems(config.prompts_per_step, rng), tokenizer)
 
     return batch, held_out_problems(config.eval_problems, tokenizer, longest)
 

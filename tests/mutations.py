@@ -325,9 +325,9 @@ MUTATIONS = [
              "more variance than without a baseline",
              "",
              "methods.py",
-             "_, greedy_rewards = answer(prompts, i=0, temperature=0)",
-             ("_, greedy_rewards = answer(prompts[1:] + prompts[:1], i=0, "
-              "temperature=0)"),
+             "_, greedy_rewards = answer(batch(step), i=0, temperature=0)",
+             ("_, greedy_rewards = answer("
+              "batch(step)[1:] + batch(step)[:1], i=0, temperature=0)"),
              "test_steps.py::test_grpo"),
     Mutation("42d", "Dynamic sampling keeps the first groups instead of those with a signal",
              "it samples more, and learns from as little as before",
