@@ -23,7 +23,8 @@ from rollout import Rollout, generate, token_kl
 from support import parallel
 from support.cli import UserError, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
-from support.models import copy_for_inference, pick_device, torch_rng
+from support.decoding import Decoder
+from support.models import pick_device, torch_rng
 from support.pretrained import load_pretrained
 from support.rewards import load_reward, reward_answers
 from support.rl import read_prompts
@@ -41,7 +42,7 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
 
     As many rows at a time as the KV cache holds micro_batch_tokens of."""
     answers, rollouts = [], []
-    sampler = copy_for_inference(model)
+    sampler = Decoder(model)
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
     for start in range(0, len(examples), rows_at_once):
@@ -259,7 +260,7 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
-    model = copy_for_inference(model)
+    model = Decoder(model)
     print("type a prompt such as 17+58+23= and Enter; an empty line ends")
     while line := read_line():
         prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]

@@ -46,7 +46,7 @@ class ModelConfig:
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + ε) * weight, computed in float32 at least.
+    """x / sqrt(mean(x²) + ε) * weight, the mean over the last dimension, in float32 at least.
     Zhang & Sennrich 2019 (arXiv:1910.07467)."""
 
     def __init__(self, dim: int, eps: float):
@@ -55,10 +55,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        mean_square = x32.square().mean(-1, keepdim=True)
-        normed = x32 * torch.rsqrt(mean_square + self.eps)
-        return normed.type_as(x) * self.weight
+        # Under autocast q and k come in bfloat16, and leave in the weight's float32.
+        x = x.to(self.weight.dtype)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def rope_frequencies(config: ModelConfig):
@@ -106,7 +105,7 @@ class KVCache:
                                 device=device, dtype=dtype)
         column = torch.arange(max_len, device=device)
         padding = (column >= prompt_lengths[:, None]) & (column < prompt_lengths.max())   # (B, S)
-        self.bias = torch.zeros(B, 1, 1, max_len, device=device)
+        self.bias = torch.zeros(B, 1, 1, max_len, device=device, dtype=dtype)
         self.bias.masked_fill_(padding[:, None, None], -math.inf)
 
     def append(self, layer: int, k, v):
@@ -117,11 +116,13 @@ class KVCache:
         values[:, :, self.length:end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def copy_prompts(self, rows, other: "KVCache", source):
-        """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
-        self.length = other.length
-        for mine, theirs in zip(self.data, other.data):                         # (2, B, nkv, S, hs)
-            mine[:, rows, :, :self.length] = theirs[:, source]
+    def copy_prompts(self, parts: "list[KVCache]", source):
+        """Take prompts from the caches `parts`, whose rows count on from one to the next: row b of
+        this cache is their row source[b]."""
+        self.length = parts[0].length
+        for layer, mine in enumerate(self.data):                                # (2, B, nkv, S, hs)
+            theirs = torch.cat([part.data[layer] for part in parts], 1)
+            mine[:, :, :, :self.length] = theirs[:, source]
 
     def keep(self, rows):
         """Go on with these rows only, an increasing index. They move to the front, one layer after
@@ -131,6 +132,23 @@ class KVCache:
             layer[:, :n, :, :filled] = layer[:, rows, :, :filled]
         self.data = self.data[:, :, :n]
         self.bias = self.bias[rows]
+
+
+def attend(q, k, v, cache: KVCache | None, layer: int):
+    """softmax(q kᵀ / sqrt(hs)) v, each token over itself and those before it. q (B, nh, T, hs),
+    k and v (B, nkv, T, hs) -> (B, nh, T, hs)"""
+    is_first = cache is None or cache.length == 0
+    if cache is not None:
+        keys, values = cache.append(layer, k, v)                                # (B, nkv, S, hs)
+    if is_first:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    # One new token, T = 1. The query heads that share a key-value head are the rows of one matrix,
+    # so that no key or value is copied for each of them.
+    grouped_q = q.to(keys.dtype).reshape(*k.shape[:2], -1, q.shape[-1])    # (B, nkv, nh/nkv, hs)
+    bias = cache.bias[..., :keys.shape[2]]
+    y = F.scaled_dot_product_attention(grouped_q, keys, values, attn_mask=bias)
+    return y.view(q.shape)
 
 
 class Attention(nn.Module):
@@ -160,20 +178,7 @@ class Attention(nn.Module):
         q = rotate(q, cos, sin).transpose(1, 2)                                 # (B, nh, T, hs)
         k = rotate(k, cos, sin).transpose(1, 2)                                 # (B, nkv, T, hs)
         v = v.transpose(1, 2)                                                   # (B, nkv, T, hs)
-        keys, values = k, v
-        if cache is not None:
-            keys, values = cache.append(layer, k, v)
-        if cache is None or cache.length == 0:
-            grouped = q.shape[1] != k.shape[1]
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        else:
-            # One new token, T = 1. The query heads that share a key-value head are the rows of
-            # one matrix product, so that no key or value is copied for each of them.
-            q = q.reshape(B, k.shape[1], -1, self.head_dim)                # (B, nkv, nh/nkv, hs)
-            scores = q @ keys.mT / math.sqrt(self.head_dim)                # (B, nkv, nh/nkv, S)
-            scores = scores + cache.bias[..., :keys.shape[2]]
-            y = scores.softmax(-1).to(values.dtype) @ values               # (B, nkv, nh/nkv, hs)
-            y = y.view(B, -1, 1, self.head_dim)                            # (B, nh, T, hs)
+        y = attend(q, k, v, cache, layer)                                       # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, -1)                                 # (B, T, nh * hs)
         return self.o_proj(y)                                                   # (B, T, C)
 

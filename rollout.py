@@ -15,9 +15,12 @@ from torch.utils.checkpoint import checkpoint
 from losses import entropy, gather_log_probs, kl_exact
 from model import KVCache
 
-# So many logits at a time, 64 MiB, whatever the vocabulary. Smaller chunks save little and cost
-# time: in the backward pass each adds a gradient of the head's weight to the others'.
+# So many logits at a time, whatever the vocabulary: 64 MiB, and 512 MiB on a GPU. Smaller chunks
+# cost time: in the backward pass each adds a gradient of the head's weight to the others'.
 LOGITS_AT_ONCE = 2 ** 24
+LOGITS_AT_ONCE_GPU = 2 ** 27
+# A host that asks waits for its GPU: there, which rows have ended is asked once in so many tokens.
+ASK_EVERY_GPU = 8
 
 
 @dataclass
@@ -70,16 +73,13 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
         noise = torch.rand(B, max_new_tokens, generator=generator)
     noise = noise.to(device)
 
-    tokens = torch.zeros(B, P + max_new_tokens, dtype=torch.long)
-    for b, prompt in enumerate(prompts):
-        tokens[b, :len(prompt)] = torch.tensor(prompt)
-    tokens = tokens.to(device)
-    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)   # (B,)
+    tokens, prompt_lengths = _pad(prompts, P + max_new_tokens, device)
     response_lengths = torch.zeros_like(prompt_lengths)                                 # (B,)
     logp = torch.zeros(tokens.shape, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
 
-    cache, h = _prefill(model, tokens[:, :P], prompt_lengths, max_new_tokens, micro_batch_tokens)
+    cache, h = _prefill(model, prompts, max_new_tokens, micro_batch_tokens)
+    ask_every = ASK_EVERY_GPU if device.type == "cuda" else 1
     rows = torch.arange(B, device=device)               # the rows that are still in the batch
     for i in range(max_new_tokens):
         next_tokens, next_logp = sample(model.lm_head(h), temperature, noise[rows, i])
@@ -89,9 +89,11 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
         # The stop token counts as part of the answer, and what a row writes after it doesn't.
         response_lengths[rows] += ~finished[rows]
         finished[rows] |= torch.isin(next_tokens, stop_ids)
+        if i + 1 == max_new_tokens:
+            break
         running = ~finished[rows]
-        n_running = int(running.sum())
-        if n_running == 0 or i + 1 == max_new_tokens:
+        n_running = int(running.sum()) if i % ask_every == 0 else len(rows)
+        if n_running == 0:
             break
         # Finished rows leave the batch. To copy the cache costs about a decode step, so not every
         # time that a row ends.
@@ -127,39 +129,38 @@ def _check(context, prompts, max_new_tokens, temperature):
                              f"context of {context} less max_new_tokens {max_new_tokens}")
 
 
-def _prefill(model, prompts, prompt_lengths, max_new_tokens, micro_batch_tokens):
+def _prefill(model, prompts, max_new_tokens, micro_batch_tokens):
     """The prompts' pass. -> a cache that holds them, the state at the end of each prompt (B, C).
     A prompt that occurs several times, as the prompt of a group does, is computed once."""
-    B, P = prompts.shape
     weight = model.embed_tokens.weight
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(weight.device.type):
-        dtype = torch.get_autocast_dtype(weight.device.type)
-    cache = KVCache(model.config, prompt_lengths, P + max_new_tokens, dtype)
-    h = weight.new_empty(B, model.config.dim)
-    # Rows of [length, tokens], each once; and for each row of the batch, which of them it is.
-    keyed = torch.cat((prompt_lengths[:, None], prompts), 1)
-    unique, copy_of = keyed.unique(dim=0, return_inverse=True)
-    size = max(1, micro_batch_tokens // P)
-    for part in torch.arange(len(unique), device=prompts.device).split(size):
-        part_cache = KVCache(model.config, unique[part, 0], P, dtype)
-        states = model.hidden(unique[part, 1:], part_cache)                # (rows of part, P, C)
-        rows = torch.isin(copy_of, part).nonzero().squeeze(1)
-        source = copy_of[rows] - part[0]
-        h[rows] = states[source, prompt_lengths[rows] - 1]
-        cache.copy_prompts(rows, part_cache, source)
-    return cache, h
+    device, dtype = weight.device, weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    numbers = {}                                            # of the different prompts, from 0
+    for prompt in prompts:
+        numbers.setdefault(tuple(prompt), len(numbers))
+    copy_of = torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=device)   # (B,)
+    unique, lengths = _pad(list(numbers), max(map(len, prompts)), device)               # (U, P)
+    size = max(1, micro_batch_tokens // unique.shape[1])
+    parts, ends = [], []
+    for tokens, prompt_lengths in zip(unique.split(size), lengths.split(size)):
+        part = KVCache(model.config, prompt_lengths, tokens.shape[1], dtype)
+        states = model.hidden(tokens, part)                                             # (u, P, C)
+        last = prompt_lengths[:, None, None] - 1
+        ends.append(states.take_along_dim(last, 1).squeeze(1))                          # (u, C)
+        parts.append(part)
+    cache = KVCache(model.config, lengths[copy_of], unique.shape[1] + max_new_tokens, dtype)
+    cache.copy_prompts(parts, copy_of)
+    return cache, torch.cat(ends)[copy_of]
 
 
-def states_before_actions(model, tokens: Tensor, mask: Tensor) -> Tensor:
-    """Hidden states from which the actions were chosen, (N, C), in the order of mask.nonzero().
-    **The one shift**: the state at t - 1, which has seen tokens[:, :t], scores token t. A row's
-    first token has no such state: a ValueError, if it is in the mask."""
-    if mask[:, 0].any():
-        raise ValueError("mask[:, 0] is not 0: the first token of a row has no state before it, "
-                         "so it can't be an action")
-    states = model.hidden(tokens[:, :-1])                                   # (B, T - 1, C)
-    return states[mask[:, 1:]]
+def _pad(rows, width, device):
+    """Lists of ids as one tensor, right-padded with 0. -> (B, width), their lengths (B,)"""
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    for b, ids in enumerate(rows):
+        tokens[b, :len(ids)] = torch.tensor(ids)
+    lengths = torch.tensor([len(ids) for ids in rows])
+    return tokens.to(device), lengths.to(device)
 
 
 def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -197,8 +198,13 @@ def _score_actions(score, models, tokens, mask, temperature):
         raise ValueError(f"temperature {temperature}: a greedy choice has no log-prob, expected a "
                          "number above 0")
     mask = mask.bool()
-    states = [states_before_actions(model, tokens, mask) for model in models]           # (N, C)
-    actions = tokens[mask]                                                              # (N,)
+    row, t = mask.nonzero(as_tuple=True)                                                # (N,)
+    if (t == 0).any():
+        raise ValueError("mask[:, 0] is not 0: the first token of a row has no state before it, "
+                         "so it can't be an action")
+    # **The one shift**: the state at t - 1, which has seen tokens[:, :t], scores token t.
+    actions = tokens[row, t]                                                            # (N,)
+    states = [model.hidden(tokens[:, :-1])[row, t - 1] for model in models]             # (N, C)
 
     def score_chunk(actions, *states):
         logits = [model.lm_head(h).float()
@@ -207,7 +213,8 @@ def _score_actions(score, models, tokens, mask, temperature):
             logits = [x / temperature for x in logits]
         return score(*logits, actions)
 
-    size = max(1, LOGITS_AT_ONCE // models[0].config.vocab_size)
+    at_once = LOGITS_AT_ONCE_GPU if tokens.device.type == "cuda" else LOGITS_AT_ONCE
+    size = max(1, at_once // models[0].config.vocab_size)
     if len(actions) <= size:
         results = score_chunk(actions, *states)
     else:

@@ -27,8 +27,9 @@ from rollout import (micro_batches, mini_batches, token_log_probs,
                      token_log_probs_and_entropies)
 from support import parallel
 from support.cli import parse, script, setting
+from support.decoding import Decoder
 from support.metrics import Averages, rollout_metrics, step_metrics
-from support.models import Reference, copy_for_inference, pick_device, torch_rng
+from support.models import Reference, pick_device, torch_rng
 from support.rl import KLCoefficient, Reward, load_prompts, load_start
 from support.run import Run
 
@@ -129,7 +130,7 @@ def sample_answers(config, policy, tokenizer, reward, examples, i, temperature):
     """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
     prompts = [example["ids"] for example in examples]
     rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
-    rollout = parallel.generate(copy_for_inference(policy), prompts, config.max_new_tokens,
+    rollout = parallel.generate(Decoder(policy), prompts, config.max_new_tokens,
                                 tokenizer.stop_ids, temperature, rng, config.micro_batch_tokens)
     return rollout, reward(examples, rollout)
 

@@ -57,7 +57,7 @@ MDP = [
     Concept(
         "state", "状态",
         equation="s_t = tokens[b, :t]",
-        code=["rollout.py:states_before_actions:states = model.hidden"],
+        code=["rollout.py:_score_actions:states = [model.hidden"],
         tests=["test_model.py::test_what_comes_after_changes_nothing",
                "test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",

@@ -47,7 +47,7 @@ def whole(place):
     return result(place / "whole")
 
 
-def at_step(monkeypatch, n, action, module=train_grpo, name="copy_for_inference"):
+def at_step(monkeypatch, n, action, module=train_grpo, name="Decoder"):
     """Do `action` when the n-th rollout, which begins with a copy of the policy, or the n-th call
     of a script's `name` begins, counted from 1.
 

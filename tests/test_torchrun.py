@@ -63,14 +63,14 @@ def train(name, out, *more):
 
 def in_step(n, action):
     """Do `action` in the second process when the n-th step of GRPO begins."""
-    copy_for_inference, steps = train_grpo.copy_for_inference, []
+    decoder, steps = train_grpo.Decoder, []
 
     def counted(policy):
         steps.append(rank())
         if steps == [1] * n:
             action()
-        return copy_for_inference(policy)
-    train_grpo.copy_for_inference = counted
+        return decoder(policy)
+    train_grpo.Decoder = counted
 
 
 # ----------------------------------------------------------------------------- what torchrun starts
