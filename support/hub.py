@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub by name: OWNER/NAME, or OWNER/NAME@REVISION (branch, tag, commit).
+"""Models of the Hugging Face hub (huggingface.co) by name: OWNER/NAME, or OWNER/NAME@REVISION, a
+branch, tag or commit.
 
 Nothing is downloaded unless a user gave such a name, and then only what support/pretrained.py
 reads. The package `huggingface_hub` does it, into its own cache: once filled, that serves offline.

@@ -43,7 +43,7 @@ SHOWN = {"loss": ("loss", ".3f"), "accuracy": ("accuracy", ".3f"),
 def find_model(path: str, noted: dict | None = None) -> Path:
     """A run's model/, or the directory itself, or what a name on the Hugging Face hub stands for.
 
-    noted: of this model, by the run that is resumed. It may have been a directory then."""
+    noted: what the run that is resumed noted of this model. It may have been a directory then."""
     if hub.is_name(path) and (not noted or "revision" in noted):
         return hub.fetch(path, noted["revision"] if noted else "")
     path = Path(path)

@@ -18,9 +18,11 @@ gsm8k = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gsm8k)
 
 QUESTION = "A baker fills 12 trays with 100 rolls each, and eats 3. How many are left?"
-ANSWER = ("She bakes 12*100 = <<12*100=1200>>1200 rolls.\n"
-          "Of these 1200-3 = <<1200-3=1197>>1,197 are left.\n#### 1,197")
-WORK = "She bakes 12*100 = 1200 rolls.\nOf these 1200-3 = 1,197 are left.\n#### 1197"
+# The mark that is last is the one that counts.
+ANSWER = ("#### marks the end. 12*100 = <<12*100=1200>>1200, 1200-3 = <<1200-3=1197>>1,197.\n"
+          "So 1197/1 = <<1197/1=1197>>1,197 are left.\n#### 1,197")
+WORK = ("#### marks the end. 12*100 = 1200, 1200-3 = 1,197.\n"
+        "So 1197/1 = 1,197 are left.\n#### 1197")
 ROWS = [{"question": f"{QUESTION} ({i})", "answer": ANSWER} for i in range(3)]
 
 

@@ -266,7 +266,7 @@ def test_resume_refuses_a_name_for_what_was_a_directory(server, place, capsys):
 
 
 @NEEDS_PACKAGE
-def test_each_flag_for_a_model_takes_a_name(server, place, monkeypatch):
+def test_each_flag_for_a_model_takes_a_name(server, place, monkeypatch, capsys):
     """--resume takes each at its own commit, though main has moved on, and so does evaluate.py."""
     policy, tokenizer = load_pretrained(place / "sft" / "model")
     scores = ScalarModel(policy)
@@ -289,9 +289,10 @@ def test_each_flag_for_a_model_takes_a_name(server, place, monkeypatch):
     assert noted_inputs() == noted
     go_offline(server, monkeypatch)
     # KL is measured to the directory that was noted.
-    evaluate.main(["run", "--reward", f"{place}/reward.py:vowels", "--problems", "2"])
-    evaluate.main([model, "--reference", model, "--problems", "2", "--samples", "1"])
-    assert not server.asked
+    few = ["--problems", "2", "--samples", "1"]
+    evaluate.main(["run", "--reward", f"{place}/reward.py:vowels", *few])
+    evaluate.main([model, "--reference", model, *few])
+    assert capsys.readouterr().out.count("\nkl  ") == 2 and not server.asked
 
 
 # ------------------------------------------------------------------------------------------ errors
