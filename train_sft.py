@@ -41,7 +41,8 @@ class Config(RunConfig):
     max_new_tokens: ClassVar[int] = 32              # of an answer, in evaluations
     temperature: ClassVar[float] = 1.0
     model: str = setting(
-        "", "a Hugging Face or run directory to start from, instead of a new small model")
+        "", "a Hugging Face or run directory to start from, or OWNER/NAME on the hub, instead of "
+        "a new small model")
     steps: int = setting(1000, "steps, of one update each", low=1)
     batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "

@@ -58,7 +58,8 @@ def setting(default, help: str, low=None, high=None, choices=None):
 class RunConfig:
     """The settings that every training script has."""
     out: str = setting("", "the run directory; runs/<algorithm> if not given")
-    model: str = setting("", "a Hugging Face or run directory to start from, instead of runs/sft")
+    model: str = setting("", "a Hugging Face or run directory to start from, or OWNER/NAME on "
+                         "the hub, instead of runs/sft")
     data: str = setting("", "a JSONL file, instead of the built-in task")
     seed: int = setting(0, "seeds everything random, together with the step", low=0)
     micro_batch_tokens: int = setting(

@@ -27,7 +27,8 @@ class RLConfig(RunConfig):
     kl_in: ClassVar[str] = "reward"                 # as PPO has it
     aggregate: ClassVar[str] = "token-mean"
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION")
-    reward_model: str = setting("", "a reward model, run or model directory, instead of --reward")
+    reward_model: str = setting("", "a reward model, run or model directory or OWNER/NAME on the "
+                                "hub, instead of --reward")
     unfinished_score: float = setting(
         -5.0, "score of a cut-off answer, of which the reward model never saw one")
     steps: int = setting(50, "steps; each samples anew", low=1)
@@ -79,7 +80,8 @@ class RLConfig(RunConfig):
 @user_errors()
 def load_start(config, train_sft, run, device):
     """The model to start from and its tokenizer: --model, or runs/sft. `run` notes what it was."""
-    start = find_model(config.model or ensure_trained("runs/sft", train_sft, config))
+    start = config.model or ensure_trained("runs/sft", train_sft, config)
+    start = find_model(start, run.noted.get("model"))
     policy, tokenizer = load_pretrained(start, torch.float32, device)
     run.note(model=start, data=config.data)
     return policy, tokenizer
@@ -100,7 +102,8 @@ def load_critic(config, policy, reward, tokenizer, run, device):
     """The critic starts where it knows most: as the reward model, if there is one, else as the
     policy's trunk with values of 0."""
     if config.critic not in ("", "policy"):
-        return load_scores("critic", find_model(config.critic), tokenizer, run, device)
+        path = find_model(config.critic, run.noted.get("critic"))
+        return load_scores("critic", path, tokenizer, run, device)
     if config.critic == "policy" or reward.model is None:
         return ScalarModel(policy)
     # It was checked and noted when it was loaded to be frozen, maybe in bfloat16.
@@ -129,7 +132,7 @@ class Reward:
         else:
             self.function = None if config.data else sum_reward
             path = config.reward_model or ensure_trained("runs/rm", train_rm, config)
-            self.path = find_model(path)
+            self.path = find_model(path, run.noted.get("reward_model"))
             model = load_scores("reward_model", self.path, tokenizer, run, device)
             self.model = copy_for_inference(model).requires_grad_(False)
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from model import Transformer
-from support import plot
+from support import hub, plot
 from support.cli import UserError, first_line, flag_of, run_path, user_errors
 from support.models import peak_memory_mb, pick_device
 from support.parallel import all_reduce_sum, on_rank_0, rank
@@ -40,8 +40,12 @@ SHOWN = {"loss": ("loss", ".3f"), "accuracy": ("accuracy", ".3f"),
          "response_length": ("length", ".1f"), "tokens_per_second": ("tok/s", ",.0f")}
 
 
-def find_model(path: str) -> Path:
-    """A run's model/, or the directory itself."""
+def find_model(path: str, noted: dict | None = None) -> Path:
+    """A run's model/, or the directory itself, or what a name on the Hugging Face hub stands for.
+
+    noted: what the run that is resumed noted of this model. It may have been a directory then."""
+    if hub.is_name(path) and (not noted or "revision" in noted):
+        return hub.fetch(path, noted["revision"] if noted else "")
     path = Path(path)
     if (path / "model" / "config.json").is_file():
         return path / "model"
@@ -271,6 +275,9 @@ class Run:
 
         what: how the error names the input."""
         found = {"path": str(path), "sha256": digest(Path(path))}
+        commit = hub.commit_of(Path(path))
+        if commit:
+            found["revision"] = commit
         noted = self.noted.get(name, found)
         if noted["sha256"] != found["sha256"]:
             raise UserError(f"{what}: is not what the run in {self.path} was started with: "

@@ -1,14 +1,21 @@
 """What the README, in English and in Chinese, says of the files and of the lab's numbers is true,
-and both give the same commands and outputs."""
+both give the same commands and outputs, and the scripts take every command of theirs and of the
+recipes."""
+import importlib
 import re
+import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
 import compare
+from support import hub
+from support.cli import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+RECIPES = sorted((ROOT / "recipes").glob("*.md"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -23,7 +30,7 @@ def test_line_counts(page):
 
 
 def test_local_links_resolve():
-    for page in [*PAGES, *(ROOT / "docs").glob("*.md")]:
+    for page in [*PAGES, *RECIPES, *(ROOT / "docs").glob("*.md")]:
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
                  if "://" not in link]
         assert all((page.parent / link).exists() for link in links), page
@@ -34,6 +41,48 @@ def test_both_languages_have_the_same_code_blocks():
         re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S)
         for page in PAGES)
     assert english and english == chinese
+
+
+def read_commands(page) -> list[list[str]]:
+    """The words after `python` of each command in a page's code blocks."""
+    lines = re.findall(r"^ {4}(.*)", page.read_text(encoding="utf-8"), re.M)
+    # A \ at the end of a line joins it to the next one.
+    text = "\n".join(lines).replace("\\\n", " ")
+    commands = re.findall(r"(?:^|&& )python (\S+\.py.*)", text, re.M)
+    return [shlex.split(command, comments=True) for command in commands]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: page.name)
+def test_the_scripts_take_the_commands(page):
+    """Every flag exists, with a value in its range, and may stand beside the others."""
+    commands = read_commands(page)
+    assert len(commands) >= 10
+    for file, *arguments in commands:
+        if file == "examples/gsm8k.py":
+            runpy.run_path(str(ROOT / file))["make_parser"]().parse_args(arguments)
+        elif "/" in file:
+            assert (ROOT / file).is_file() and not arguments, file
+        else:
+            module = importlib.import_module(file.removesuffix(".py"))
+            if file == "evaluate.py":
+                # The run or the model.
+                del arguments[0]
+            parse(module.Config, module.__doc__, arguments)
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.name)
+def test_a_recipe_s_commands_read_what_earlier_ones_wrote(page):
+    written = set()
+    for file, *arguments in read_commands(page):
+        if file == "examples/gsm8k.py":
+            written |= set(runpy.run_path(str(ROOT / file))["WRITTEN"])
+            continue
+        flags = dict(zip(arguments, arguments[1:]))
+        model = arguments[0] if file == "evaluate.py" else flags["--model"]
+        assert flags["--data"] in written
+        assert model in written or hub.is_name(model)
+        if "--out" in flags:
+            written.add(flags["--out"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
