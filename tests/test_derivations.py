@@ -14,7 +14,6 @@ import inspect
 import itertools
 import math
 import re
-import runpy
 import sys
 from pathlib import Path
 
@@ -32,7 +31,6 @@ from losses import (
     ppo_policy_loss, reward_model_loss, sft_loss, value_loss)
 
 ROOT = Path(__file__).parent.parent
-EQUATION = r"test_([a-g])(\d+)_"
 f64 = torch.float64
 
 
@@ -55,6 +53,12 @@ def at_most(small, large):
 
 def grad(y, x):
     return torch.autograd.grad(y, x, retain_graph=True)[0]
+
+
+def grads(y, x):
+    """∇ of each of (N,), along a new first dimension."""
+    eye = torch.eye(len(y), dtype=f64)
+    return torch.autograd.grad(y, x, eye, retain_graph=True, is_grads_batched=True)[0]
 
 
 def expect(p, x):
@@ -217,7 +221,7 @@ def answers():
 
 def answer_scores():
     """∇log π(y) of each answer by autograd, (15, 7, 3)."""
-    return torch.stack([grad(logp, answers().theta) for logp in answers().logp.sum(1)])
+    return grads(answers().logp.sum(1), answers().theta)
 
 
 # One state and five outcomes: a policy, and a reference or an older policy.
@@ -249,7 +253,7 @@ def kl(p, q):
 
 def test_a1_probability_of_a_trajectory():
     """Against the share of each trajectory among many that are sampled, draw by draw."""
-    w, n = tree(), 200_000
+    w, n = tree(), 100_000
     rng = torch.Generator().manual_seed(0)
 
     def pick(p):
@@ -270,11 +274,11 @@ def test_a1_probability_of_a_trajectory():
     policy = w.pi[STATE, ACTION]
     environment = w.environment[STATE[:, :2], ACTION[:, :2], WRITTEN]
     right = w.start[STATE[:, 0]] * policy.prod(1) * environment.prod(1)
-    close(left, right, rtol=0, atol=1.5e-3)
+    close(left, right, rtol=0, atol=2e-3)
 
 
 def test_a2_expected_reward():
-    """Against the recursion, which knows of no trajectory."""
+    """Against the recursion, which has no trajectories in it."""
     w = tree()
     left = w.J.detach()
     right = (w.p * w.rewards.sum(1)).sum()
@@ -284,8 +288,8 @@ def test_a2_expected_reward():
 def test_a3_gradient_of_the_sum():
     w = tree()
     left = w.gradient
-    probabilities = w.probability(w.policy)
-    right = sum(grad(p, w.theta) * R for p, R in zip(probabilities, w.score))
+    slopes = grads(w.probability(w.policy), w.theta)
+    right = torch.einsum("isa,i->sa", slopes, w.score)
     close(left, right)
 
 
@@ -301,8 +305,8 @@ def test_a4_log_derivative():
 def test_a5_gradient_as_an_expectation():
     w = tree()
     left = w.gradient
-    log_p = w.probability(w.policy).log()
-    right = sum(p * R * grad(x, w.theta) for p, R, x in zip(w.p, w.score, log_p))
+    slopes = grads(w.probability(w.policy).log(), w.theta)
+    right = expect(w.p * w.score, slopes)
     close(left, right)
 
 
@@ -325,8 +329,7 @@ def test_a7_environment_vanishes():
 def test_a8_softmax():
     """The whole matrix: of each outcome's log-prob, by each logit."""
     logits = LOGITS.clone().requires_grad_()
-    left = torch.stack([grad(x, logits) for x in gather_log_probs(
-        logits.expand(5, 5), torch.arange(5))])
+    left = grads(gather_log_probs(logits.expand(5, 5), torch.arange(5)), logits)
     right = EYE - policy_of(LOGITS)
     close(left, right)
 
@@ -655,7 +658,7 @@ def test_b19_expected_td_update():
     close(w.given_state(gae(w.rewards, true[STATE], ALL, gamma, 0.0)[0]), torch.zeros(86))
 
 
-# -------------------------------------------------- c. importance sampling, TRPO's bound, PPO's clip
+# ------------------------------------------------- c. importance sampling, TRPO's bound, PPO's clip
 
 def test_c1_importance_sampling():
     p, f = policy_of(LOGITS), draw(5, seed=40)
@@ -795,13 +798,13 @@ def test_c13_natural_gradient():
     """Three outcomes, the last logit fixed at 0; against the best of all directions."""
     p, g, delta = torch.softmax(t(0.3, -0.8, 0.0), 0), t(1.0, 2.0), 0.01
     F = torch.diag(p[:2]) - p[:2, None] * p[:2]
-    angle = torch.linspace(0, 2 * math.pi, 1_000_001, dtype=f64)
+    angle = torch.linspace(0, 2 * math.pi, 100_001, dtype=f64)
     d = torch.stack((angle.cos(), angle.sin()), 1)
     d = d * (2 * delta / (d @ F * d).sum(1)).sqrt()[:, None]            # ½ d F d = δ
     left = d[(d @ g).argmax()]
     natural = torch.linalg.solve(F, g)
     right = (2 * delta / (g @ natural)).sqrt() * natural
-    close(left, right, rtol=1e-4)
+    close(left, right, rtol=1e-3)
 
 
 RHO = t(0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 2.0).repeat(2)
@@ -933,10 +936,9 @@ def test_d6_gae():
 def test_d7_weight_of_one_td_error():
     """δ_(t + i) is in every sum of more than i steps."""
     lam, n = 0.7, 6
-    weight = [(1 - lam) * lam ** (k - 1) for k in range(1, n)] + [lam ** (n - 1)]
     for i in range(n):
-        left = sum(weight[i:])
-        right = lam ** i
+        left = lam ** i
+        right = sum((1 - lam) * lam ** (k - 1) for k in range(i + 1, n)) + lam ** (n - 1)
         close(left, right)
 
 
@@ -1038,21 +1040,20 @@ def test_e1_error_is_bias_and_noise():
 
 
 def test_e2_regression_finds_the_mean():
-    p, G = policy_of(LOGITS), draw(5, seed=50)
-    v = torch.full((5,), 0.3, dtype=f64, requires_grad=True)
-    # Five answers, each as often as its probability says; one prediction for all.
-    loss, _ = value_loss(v[:, None], v.detach()[:, None], G[:, None], torch.ones(5, 1), None, 1)
-    left = grad(5 * value_loss(v[:, None] * p.sqrt()[:, None], G[:, None] * 0,
-                               (G * p.sqrt())[:, None], torch.ones(5, 1), None)[0], v).sum()
-    right = 0.3 - (p * G).sum()
+    """A thousand returns, one prediction for all, and the script's own loss."""
+    G = draw(1000, seed=50)
+    v = t(0.3).requires_grad_()
+    loss, _ = value_loss(v.expand(1000)[:, None], G[:, None], G[:, None], torch.ones(1000, 1), None)
+    left = grad(loss, v)
+    right = v.detach() - G.mean()
     close(left, right)
-    assert loss > 0
 
 
 def weigh(values, returns):
-    """value_loss of the trajectories, each as often as its probability says: E[Σ_t ½ (V - R)²]."""
+    """value_loss of the trajectories, each as often as its probability: E[Σ_t ½ (V - R)²]."""
     root = tree().p.sqrt()[:, None]
-    return value_loss(values * root, torch.zeros(216, 3, dtype=f64), returns * root, ALL, None, 1)[0]
+    old = torch.zeros(216, 3, dtype=f64)
+    return value_loss(values * root, old, returns * root, ALL, None, 1)[0]
 
 
 def test_e3_regression_with_features():
@@ -1183,7 +1184,7 @@ def test_e11_value_clip():
             close(left, right)
 
 
-# --------------------------------------------------------------------------- f. KL, three estimators
+# -------------------------------------------------------------------------- f. KL, three estimators
 
 def test_f1_log_is_below_its_tangent():
     x = torch.cat((torch.logspace(-3, 3, 99, dtype=f64), t(1.0)))
@@ -1339,7 +1340,9 @@ def text_x():
 
 def test_f16_kl_of_answers():
     w = answers()
-    left = (w.p * text_x().sum(1)).sum().detach()
+    left = kl(w.p, w.ref_logp.sum(1).exp())
+    right = (w.p * text_x().sum(1)).sum().detach()
+    close(left, right)
     each = kl(torch.softmax(w.theta, 1).detach(), w.reference)          # (7,), exact
     right = expect(w.p, (each[text.STATE] * text.MASK).sum(1))
     close(left, right)
@@ -1390,7 +1393,7 @@ def test_f20_approx_kl():
     close(stats["approx_kl"], kl(share, new))
 
 
-# --------------------------------------------------- g. from the RLHF objective to DPO; GRPO's biases
+# ------------------------------------------------- g. from the RLHF objective to DPO; GRPO's biases
 
 SCORE = draw(5, seed=70)
 
@@ -1558,7 +1561,7 @@ def test_g15_chosen_may_fall():
         theta, changes = start.clone().requires_grad_(), []
         logp = torch.log_softmax(logits_of(theta), 1)[text.STATE, text.ACTION] * text.MASK
         logp = logp.sum(1)
-        g = [grad(x, theta) for x in logp]
+        g = grads(logp, theta)
         for i, j in itertools.permutations(range(15), 2):
             loss, _ = dpo_loss(logp[i:i + 1], logp[j:j + 1], ref[i:i + 1], ref[j:j + 1], BETA)
             left = (g[i] * -grad(loss, theta)).sum()
@@ -1654,6 +1657,8 @@ def test_g21_std_bias():
     close(found, binary_weight(p.item(), 3) * w.grad(p))
     for p in (0.1, 0.5, 0.8):
         left = binary_weight(p, 20_000)
+        right = math.sqrt((1 - p) / p) + math.sqrt(p / (1 - p))
+        close(left, right, rtol=1e-3)
         right = 1 / math.sqrt(p * (1 - p))
         close(left, right, rtol=1e-3)
 
@@ -1727,16 +1732,90 @@ def is_noticed(test) -> bool:
     return False
 
 
+# ---------------------------------------------------------------------------------------- the pages
+
+sys.path.insert(0, str(ROOT / "docs"))
+import derivations  # noqa: E402
+
+ENGLISH, CHINESE = (file.read_text(encoding="utf-8") for file in derivations.PAGES.values())
+
+
+def test_every_equation_has_a_test_and_every_test_an_equation():
+    derivations.check(ENGLISH, CHINESE, derivations.tests())
+    assert len(derivations.equations(ENGLISH)) >= 100
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda en, zh, tests: (en, zh, {k: name for k, name in tests.items() if k != "a.7"}),
+     r"\(a.7\) has no test"),
+    (lambda en, zh, tests: (en, zh, tests | {"c.99": "test_c99_x"}),
+     "test_c99_x is the test of no equation"),
+    (lambda en, zh, tests: (en.replace("{(b.4)}", "{(b.5)}"), zh, tests),
+     r"expected the number \(b.4\)"),
+    (lambda en, zh, tests: (en.replace(r" \qquad \text{(b.4)}", ""), zh, tests),
+     r"expected the number \(b.4\)"),
+    (lambda en, zh, tests: (en, zh.replace(r"= -\beta \, \sigma(-h)", r"= \beta \, \sigma(-h)"),
+                            tests),
+     r"\(g.12\) is not the same"),
+    (lambda en, zh, tests: (en, zh.replace(r"$`u = \sqrt{p}`$", "$`u = p`$"), tests),
+     "page g: in one language only")])
+def test_what_does_not_fit_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        derivations.check(*change(ENGLISH, CHINESE, derivations.tests()))
+
+
+@pytest.mark.parametrize("language", derivations.PAGES)
+def test_links_are_up_to_date(language):
+    text = derivations.PAGES[language].read_text(encoding="utf-8")
+    assert text == derivations.with_links(language), (
+        "lines have moved: run `python docs/concepts.py`")
+    # The table of contents and the pages.
+    anchors = {"".join(c for c in heading.lower() if c.isalnum() or c in " -").replace(" ", "-")
+               for heading in re.findall("^## (.*)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) == anchors and len(anchors) == 7
+
+
+@pytest.mark.parametrize("language", derivations.PAGES)
+def test_formulas_are_in_a_form_that_github_renders(language):
+    """Inline ones stand between dollars and backticks, with a space, a line's start or an opening
+    parenthesis before them and no letter behind; displayed ones in blocks, without macros that
+    GitHub refuses."""
+    text = derivations.PAGES[language].read_text(encoding="utf-8")
+    prose = re.sub(r"^```math\n.*?^```$", "", text, flags=re.M | re.S)
+    starts = [m.start() for m in re.finditer(r"\$`", prose)]
+    ends = [m.end() for m in re.finditer(r"`\$", prose)]
+    assert prose.count("$") == len(starts) + len(ends) and len(starts) == len(ends)
+    for start, end in zip(starts, ends):
+        assert start < end and prose[start - 1] in " \n(", prose[start - 20:end]
+        assert not prose[end].isalnum(), prose[start:end + 20]
+    for macro in (r"\tag", r"\operatorname", r"\label", r"\require", r"\def"):
+        assert macro not in text
+
+
+def equations_of(page):
+    """The tests of one page's equations."""
+    return [globals()[name] for number, name in derivations.tests().items() if number[0] == page]
+
+
+@pytest.mark.parametrize("page", "abcdefg")
+def test_a_turned_sign_and_a_dropped_term_are_noticed(page):
+    changes = [(test.__name__, *change)
+               for test in equations_of(page) for change in changed_tests(test)]
+    assert len(changes) > 50
+    unnoticed = [(name, what) for name, what, changed in changes if not is_noticed(changed)]
+    assert unnoticed == []
+
+
 def main() -> None:
-    changes, unnoticed = 0, 0
-    for name, test in sorted(globals().items()):
-        if re.match(EQUATION, name):
-            for change, changed in changed_tests(test):
+    for page in "abcdefg":
+        changes, unnoticed = 0, 0
+        for test in equations_of(page):
+            for what, changed in changed_tests(test):
                 changes += 1
                 if not is_noticed(changed):
                     unnoticed += 1
-                    print(f"{name}: not noticed: {change}")
-    print(f"{changes} changes, {unnoticed} not noticed")
+                    print(f"{test.__name__}: not noticed: {what}")
+        print(f"page {page}: {changes} changes, {unnoticed} not noticed")
 
 
 if __name__ == "__main__":
