@@ -1,5 +1,5 @@
-"""From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md, and the links in
-docs/DERIVATIONS.md, with every line number as it is now.
+"""From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md with every line number as it
+is now, and so the links in docs/DERIVATIONS.md, and docs/ERRATA.md.
 """
 import ast
 import functools
@@ -905,9 +905,11 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    from derivations import write
+    from derivations import write as write_derivations
+    from errata import write as write_errata
     try:
         PAGE.write_text(page(), encoding="utf-8")
-        write()
+        write_derivations()
+        write_errata()
     except ValueError as error:
         sys.exit(f"concepts.py: error: {error}")
