@@ -385,7 +385,7 @@ def entry(number: int, erratum: Erratum, language: str) -> str:
         return (f"{number}. **“{erratum.wrong}”** {erratum.right} *Run:* {erratum.run}{why} "
                 f"[Test]({test})\n")
     why = f"理由：{why}。" if why else ""
-    return (f"{number}. **“{erratum.wrong_zh}”** {erratum.right_zh}*实测：*{erratum.run_zh}{why}"
+    return (f"{number}. **“{erratum.wrong_zh}”** {erratum.right_zh}*实测*：{erratum.run_zh}{why}"
             f"[测试]({test})\n")
 
 
