@@ -31,7 +31,9 @@ def about(found, expected: str):
     """The number, rounded as the page has it."""
     digits = len(expected.partition(".")[2])
     found = torch.as_tensor(found).item()
-    assert f"{found:.{digits}f}" == expected, f"found {found}, expected {expected}"
+    # Adding 0 makes 0 of -0.
+    rounded = round(found, digits) + 0.0
+    assert f"{rounded:.{digits}f}" == expected, f"found {found}, expected {expected}"
 
 
 @functools.cache
