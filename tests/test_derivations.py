@@ -15,6 +15,7 @@ import itertools
 import math
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ import test_policy_gradient as text
 from advantages import (
     discounted_returns, explained_variance, gae, grpo_advantages, rloo_advantages, token_rewards)
 from losses import (
-    dpo_loss, entropy, gather_log_probs, grpo_loss, kl_exact, kl_k1, kl_k2, kl_k3, policy_gradient_loss,
-    ppo_policy_loss, reward_model_loss, sft_loss, value_loss)
+    dpo_loss, entropy, gather_log_probs, grpo_loss, kl_exact, kl_k1, kl_k2, kl_k3,
+    policy_gradient_loss, ppo_policy_loss, reward_model_loss, sft_loss, value_loss)
 
 ROOT = Path(__file__).parent.parent
 f64 = torch.float64
@@ -1737,6 +1738,42 @@ sys.path.insert(0, str(ROOT / "docs"))
 import derivations  # noqa: E402
 
 ENGLISH, CHINESE = (file.read_text(encoding="utf-8") for file in derivations.PAGES.values())
+
+
+# Of each formula as its test was written for it: who changes one looks at the test.
+DIGESTS = """
+a.1 f5f9   a.2 5f3b   a.3 4a66   a.4 3171   a.5 9df7   a.6 0f52   a.7 6235   a.8 1814   a.9 618e
+a.10 f045   a.11 66d9   a.12 ad43   a.13 db20   a.14 ecc7   a.15 da3e   a.16 a356   a.17 6cfe
+a.18 9347   a.19 8902
+b.1 07d0   b.2 419c   b.3 cee2   b.4 586e   b.5 8b5c   b.6 b892   b.7 e6d3   b.8 48cc   b.9 e641
+b.10 0f8a   b.11 cc7e   b.12 152f   b.13 4df5   b.14 d8cf   b.15 796c   b.16 81d2   b.17 9bc1
+b.18 367f   b.19 f838
+c.1 b0ad   c.2 40aa   c.3 bcd9   c.4 da5f   c.5 bd68   c.6 679d   c.7 7669   c.8 b8f8   c.9 8330
+c.10 82ae   c.11 56c9   c.12 01d4   c.13 03a1   c.14 ebb5   c.15 4fb7   c.16 b7fc
+d.1 174c   d.2 8ff8   d.3 4736   d.4 7e09   d.5 195f   d.6 0b95   d.7 39db   d.8 2498   d.9 df33
+d.10 f10f   d.11 5122   d.12 0bca   d.13 798a   d.14 d4b5
+e.1 b93b   e.2 d51b   e.3 2d7e   e.4 9ebc   e.5 d215   e.6 f00c   e.7 fd63   e.8 f440   e.9 74a8
+e.10 2eed   e.11 1aea
+f.1 7c51   f.2 35e8   f.3 629f   f.4 c1d2   f.5 b83e   f.6 c78b   f.7 b9bb   f.8 e24b   f.9 8586
+f.10 8dcd   f.11 1489   f.12 3ae9   f.13 e813   f.14 55c1   f.15 fea2   f.16 1955   f.17 4028
+f.18 25a2   f.19 18cd   f.20 627c
+g.1 dcc2   g.2 fd82   g.3 5164   g.4 dd3a   g.5 afd9   g.6 95b6   g.7 a094   g.8 f05b   g.9 699a
+g.10 fe97   g.11 7d20   g.12 ddd0   g.13 8d5e   g.14 e950   g.15 a0df   g.16 d389   g.17 130a
+g.18 3b47   g.19 cb13   g.20 6527   g.21 a858   g.22 12f4
+""".split()
+
+
+def digest(formula):
+    """Four digits that change with the formula, spaces aside."""
+    return f"{zlib.crc32(''.join(formula.split()).encode()) & 0xffff:04x}"
+
+
+def test_formulas_are_those_that_were_tested():
+    tested = dict(zip(DIGESTS[::2], DIGESTS[1::2]))
+    found = {number: digest(formula)
+             for number, formula in derivations.equations(ENGLISH).items()}
+    changed = found.items() ^ tested.items()
+    assert not changed, f"compare these with their tests, then note their digests: {changed}"
 
 
 def test_every_equation_has_a_test_and_every_test_an_equation():
