@@ -1,5 +1,5 @@
-"""From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md, with every line number as
-it is now.
+"""From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md with every line number as it
+is now, and so the links in docs/DERIVATIONS.md, and docs/ERRATA.md.
 """
 import ast
 import functools
@@ -47,6 +47,10 @@ interview: cover all but the first column, say the equation and why it is so, th
 从概念到代码：每一行给出中英文术语、公式、计算它的代码行、证明它的测试和展示它的实验；\
 代码里没有的，如实说明。准备面试时，只看第一列，
 先说出公式和理由，再打开代码核对。
+
+Why an equation is so: [DERIVATIONS.md](DERIVATIONS.md), step by step; \
+below each heading are the pages that belong to it.
+公式为什么成立，见[公式推导](DERIVATIONS.zh.md)；每节标题下列出相关的篇目。
 
 Notation: prompt x, answer y of T tokens, state s_t, action a_t, policy π, \
 the policy that sampled π_old, reference π_ref, ρ_t = π / π_old,
@@ -789,6 +793,11 @@ SECTIONS = [
 ]
 
 
+# The pages of DERIVATIONS.md that belong to a section.
+WHY = {"Text as a Markov decision process": "a", "Values": "bde", "Policy gradients": "a",
+       "PPO": "cde", "KL divergence": "f", "Groups instead of a critic": "g",
+       "Demonstrations and preferences": "fg"}
+
 HEADER = ("| concept | equation, and what it says | code | proved by | shown by |\n"
           "|---|---|---|---|---|\n")
 
@@ -865,10 +874,28 @@ def cells(row: Concept) -> list[str]:
             experiment_link(row.experiment) if row.experiment else "—"]
 
 
+def heading_link(letter: str, file: str) -> str:
+    """A link to the heading of this page of the derivations."""
+    text = (ROOT / "docs" / file).read_text(encoding="utf-8")
+    starts = [line for line in text.split("\n") if line.startswith(f"## {letter}. ")]
+    heading = only(starts, f"docs/{file}: page {letter}").removeprefix("## ")
+    # GitHub's anchors: no punctuation, a hyphen for a space.
+    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -")
+    return f"[{letter}]({file}#{kept.replace(' ', '-')})"
+
+
+def why(section: str) -> str:
+    """The derivations of a section, in both languages, or nothing."""
+    letters = WHY.get(section, "")
+    english = ", ".join(heading_link(letter, "DERIVATIONS.md") for letter in letters)
+    chinese = "、".join(heading_link(letter, "DERIVATIONS.zh.md") for letter in letters)
+    return f"Derivations: {english} · 推导：{chinese}\n\n" if letters else ""
+
+
 def page() -> str:
     parts = [INTRO]
     for english, chinese, rows in SECTIONS:
-        parts.append(f"\n## {english} · {chinese}\n\n{HEADER}")
+        parts.append(f"\n## {english} · {chinese}\n\n{why(english)}{HEADER}")
         for row in rows:
             found = cells(row)
             if any("|" in cell for cell in found):
@@ -878,7 +905,11 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    from derivations import write as write_derivations
+    from errata import write as write_errata
     try:
         PAGE.write_text(page(), encoding="utf-8")
+        write_derivations()
+        write_errata()
     except ValueError as error:
         sys.exit(f"concepts.py: error: {error}")
