@@ -29,7 +29,8 @@ one H100, made without one.
                  GPU. What is over "states" (weights, gradients, Adam's moments, the reference and
                  the sampler's copy) is activations and the cache: --micro-batch-tokens.
 
-A section is a function of a Day in SECTIONS.
+A further section is a function of a Day, in SECTIONS: it gives Day.check functions that return a
+dict. `Work` and `measure` time a rollout, a micro-batch, or what does the same another way.
 """
 import contextlib
 import copy
@@ -111,6 +112,8 @@ class Day:
         self.folder = folder
         self.device = pick_device(RunConfig(device=config.device))
         self.shapes = TINY if config.tiny else SHAPES
+        # Of a micro-batch: the scripts' own default, unless small.
+        self.tokens = 512 if config.tiny else RunConfig().micro_batch_tokens
         self.lines = []
 
     def check(self, name: str, function, *arguments) -> None:
@@ -129,9 +132,9 @@ class Day:
         if self.config.out:
             with open(self.config.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-        # What a failed check held would be missing to the next one.
-        gc.collect()
         if self.device.type == "cuda":
+            # What this check held would be missing to the next one.
+            gc.collect()
             torch.cuda.empty_cache()
 
     def use(self, dtype: str) -> torch.device:
@@ -166,7 +169,7 @@ def train(main, flags: list[str], out: str, *more: str) -> list[dict[str, str]]:
     return read_metrics(Path(out))
 
 
-# --------------------------------------------------------------------------------------- is it right
+# ------------------------------------------------------------------------------------ is it right
 
 def parity(day: Day) -> None:
     for name, (main, flags) in RUNS.items():
@@ -297,7 +300,7 @@ def new_model(shape: Shape, device) -> Transformer:
 class Work:
     """A rollout and a micro-batch of `tokens` tokens of one shape, as functions to be timed."""
 
-    def __init__(self, shape: Shape, device, tokens: int = 8192):
+    def __init__(self, shape: Shape, device, tokens: int):
         self.shape = shape
         self.model = new_model(shape, device)
         length = shape.prompt + shape.answer
@@ -323,12 +326,13 @@ def profile(day: Day) -> None:
     rate, bandwidth = limits(device, product_dtype(device))
     for name, shape in day.shapes.items():
         for part in ("decode step", "micro-batch"):
-            day.check(f"profile: {name}, {part}", profile_part, shape, part, device, rate,
-                      bandwidth)
+            day.check(f"profile: {name}, {part}", profile_part, shape, part, device, day.tokens,
+                      rate, bandwidth)
 
 
-def profile_part(shape: Shape, part: str, device, rate: float, bandwidth: float) -> dict:
-    work = Work(shape, device)
+def profile_part(shape: Shape, part: str, device, tokens: int, rate: float,
+                 bandwidth: float) -> dict:
+    work = Work(shape, device, tokens)
     if part == "decode step":
         limit = decode_limit(work.model, [shape.prompt] * shape.rows, [shape.answer] * shape.rows,
                              product_dtype(device).itemsize, rate, bandwidth)
@@ -379,8 +383,9 @@ def sweep(day: Day) -> None:
     for name, shape in list(day.shapes.items())[-3:]:
         for power in (22, 24, 26, 28, 30):
             day.check(f"sweep: {name}, LOGITS_AT_ONCE = 2 ** {power}", time_micro_batch, shape,
-                      device, 8192, 2 ** power)
-        for tokens in (2048, 4096, 8192, 16384, 32768, 65536)[:2 if day.config.tiny else None]:
+                      device, day.tokens, 2 ** power)
+        for times in (0.25, 0.5, 1, 2, 4, 8):
+            tokens = int(times * day.tokens)
             day.check(f"sweep: {name}, micro-batches of {tokens}", time_micro_batch, shape, device,
                       tokens, rollout.LOGITS_AT_ONCE)
 
