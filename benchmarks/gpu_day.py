@@ -56,7 +56,6 @@ from bench import decode_limit, interleaved, limits, product_dtype, training_lim
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 import torch
-from torch.profiler import ProfilerActivity
 
 import rollout
 import train_grpo
@@ -346,10 +345,7 @@ def measure(function, device, limit: float, n_parts: int, n_tokens: int) -> dict
     """Of a call that takes `limit` seconds at least, and goes over n_tokens tokens in n_parts equal
     parts: milliseconds, launches and waits are a part's."""
     seconds, peak = timed(function, device)
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
         function()
         if device.type == "cuda":
             torch.cuda.synchronize()
