@@ -251,8 +251,8 @@ def evaluate_pairs(policy, held_out: list[dict], config, device) -> float:
     for block in in_blocks(held_out):
         logp = pair_log_probs(policy, block, ("chosen", "rejected"), config, device)
         chosen, rejected = logp - ref_log_probs(block, device)
-        n_right += (chosen > rejected).sum().item()
-    return n_right / len(held_out)
+        n_right += (chosen > rejected).sum()
+    return int(n_right) / len(held_out)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def evaluate_pairs(reward_model, tokenizer, held_out: list[dict], config, device
     rows = parallel.my_rows(torch.arange(len(held_out), device=device))
     for micro, T in micro_batches(mask.any(0), config.micro_batch_tokens // 2, rows):
         chosen, rejected = score(reward_model, tokens[:, micro, :T], mask[:, micro, :T])
-        n_right += (chosen > rejected).sum().item()
-    accuracy = parallel.all_reduce_sum(n_right) / len(held_out)
+        n_right += (chosen > rejected).sum()
+    accuracy = parallel.all_reduce_sum(int(n_right)) / len(held_out)
     lines = []
     for i, pair in enumerate(held_out[:shown]):
         scores = score(reward_model, tokens[:, i:i + 1], mask[:, i:i + 1]).flatten().tolist()

@@ -12,22 +12,29 @@ from support import parallel
 EXACT_KL_ROWS = 32      # of each step: the exact KL needs all logits of two models
 
 
+def fetch(tensors: list[torch.Tensor]) -> list[float]:
+    """0-dim tensors as numbers. All at once: each time, the host waits for the device."""
+    return torch.stack(tensors).tolist() if tensors else []
+
+
 class Averages:
     """Averages over a step's micro-batches, and over the processes."""
 
     def __init__(self, **otherwise):
         """otherwise: what to report where nothing is added."""
         self.otherwise = otherwise
-        self.shares = {}
+        self.names, self.shares = [], []
 
     def add(self, stats: dict, weight) -> None:
         """stats: 0-dim tensors, each a mean over a micro-batch; weight: its share of the step."""
         for name, value in stats.items():
-            self.shares.setdefault(name, []).append(value * weight)
+            self.names.append(name)
+            self.shares.append(value * weight)
 
     def result(self) -> dict[str, float]:
-        # Only now are the numbers asked for: each time, the host waits for the device.
-        sums = {name: sum(torch.stack(shares).tolist()) for name, shares in self.shares.items()}
+        sums = dict.fromkeys(self.names, 0.0)
+        for name, share in zip(self.names, fetch(self.shares)):
+            sums[name] += share
         return {**self.otherwise, **parallel.all_reduce_sum(sums)}
 
 
@@ -42,15 +49,15 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
     exact_kl = parallel.map_micro_batches(
         partial(token_kl, policy), reference.model, tokens[first], mask[first],
         config.micro_batch_tokens, config.temperature)
-    return {
-        "reward": rewards.mean().item(),
-        "kl": masked_mean(kl_k3(old_logp, ref_logp), mask).item(),
-        "kl_exact": masked_mean(exact_kl, mask[first]).item(),
-        "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean().item(),
-        "response_length": mask.sum(1).float().mean().item(),
-        "finished": rollout.finished.float().mean().item(),
-        "samples": config.samples_of(rewards),
-    }
+    means = {
+        "reward": rewards.mean(),
+        "kl": masked_mean(kl_k3(old_logp, ref_logp), mask),
+        "kl_exact": masked_mean(exact_kl, mask[first]),
+        "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean(),
+        "response_length": mask.sum(1).float().mean(),
+        "finished": rollout.finished.float().mean()}
+    numbers = dict(zip(means, fetch(list(means.values()))))
+    return {**numbers, "samples": config.samples_of(rewards)}
 
 
 def step_metrics(grad_norms: list[float], mask: torch.Tensor, started: float) -> dict[str, float]:

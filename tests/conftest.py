@@ -1,18 +1,18 @@
-import json
 import os
 
-# Before torch looks for GPUs: models, batches and bits of these tests are the CPU's.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch looks for GPUs: models, batches and bits of these tests are the CPU's. With
+# GPU_TESTS=1 those of test_gpu.py have the GPU.
+if "GPU_TESTS" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-import train_sft  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
 from support import plot  # noqa: E402
 from support.plot import read_metrics  # noqa: E402
-from support.pretrained import save_pretrained  # noqa: E402
 from support.tokenizer import builtin_tokenizer  # noqa: E402
+from tiny_task import MEASURED, write_tiny_task  # noqa: E402
 
 # With tensors this small, two threads mostly wait for each other.
 torch.set_num_threads(1)
@@ -32,26 +32,6 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '[' + m.role + ']' + m.content + '<|endoftext|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}")
 
-REWARD = """
-def vowels(prompts, completions, **columns):
-    "share of an answer's 6 places that hold a letter of the column `good`"
-    return [sum(c in good for c in text) / 6 for text, good in zip(completions, columns["good"])]
-def raises(prompts, completions, **columns):
-    return [1 / (prompt != "7:") for prompt in prompts]
-def too_few(prompts, completions, **columns):
-    return [1.0]
-def number(prompts, completions, **columns):
-    return 1.0
-def nan(prompts, completions, **columns):
-    return [float("nan") if prompt == "7:" else 1.0 for prompt in prompts]
-def none(prompts, completions, **columns):
-    return [None] * len(prompts)
-"""
-
-
-# The columns in which equal runs differ.
-MEASURED = {"seconds", "tokens_per_second", "peak_memory_mb"}
-
 
 def result(run) -> dict:
     """What must be equal in equal runs: the files' names, metrics without what was measured,
@@ -64,25 +44,6 @@ def result(run) -> dict:
             "samples": text("samples.txt"),
             "pairs": text("pairs.jsonl"),
             "model": (run / "model" / "model.safetensors").read_bytes()}
-
-
-def write_tiny_task(path) -> None:
-    """A tiny model, which says a, b, c about equally often, with data sets and rewards to train it
-    on, in seconds."""
-    tokenizer = builtin_tokenizer()
-    torch.manual_seed(0)
-    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)),
-                    tokenizer, path / "random")
-    answers = ["abcabc", "cba", "bca", "acbb", "ccab", "baac"]
-    rows = [{"prompt": f"{i}:", "completion": answers[i % 6], "good": "ae"} for i in range(60)]
-    (path / "sft.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pairs = [{"prompt": f"{i}:", "chosen": "aa" + "b" * (i % 3), "rejected": "cc" + "b" * (i % 3)}
-             for i in range(60)]
-    (path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    (path / "reward.py").write_text(REWARD)
-    train_sft.main(["--model", str(path / "random"), "--data", str(path / "sft.jsonl"),
-                    "--out", str(path / "sft"), "--steps", "60", "--batch-size", "16",
-                    "--lr", "2.5e-3"])
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,8 @@ import train_grpo  # noqa: E402
 import train_ppo  # noqa: E402
 import train_rm  # noqa: E402
 import train_sft  # noqa: E402
-from conftest import result, write_tiny_task  # noqa: E402
+from conftest import result  # noqa: E402
+from tiny_task import write_tiny_task  # noqa: E402
 
 RL = ["--model", "sft", "--data", "sft.jsonl", "--reward", "reward.py:vowels",
       "--max-new-tokens", "6", "--steps", "6", "--save-every", "1", "--eval-every", "2",

@@ -1,5 +1,7 @@
-"""The limits that the benchmarks compare with count the work that is there."""
+"""The limits that the benchmarks compare with count the work that is there; what is to run on the
+day of a GPU runs, on a CPU, and finds what is wrong."""
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
+import gpu_day  # noqa: E402
 from bench import decode_limit, forward_operations, interleaved, training_limit  # noqa: E402
+from support.cli import UserError  # noqa: E402
 
 
 def test_operations_are_those_that_torch_counts(model):
@@ -50,7 +54,114 @@ def test_turns_are_interleaved_and_warm_up_is_left_out():
 
 
 @pytest.mark.parametrize("name", [
-    "decode_profile", "logits_memory", "rollout_speed", "step_speed", "training_speed"])
+    "decode_profile", "gpu_day", "logits_memory", "rollout_speed", "step_speed", "training_speed"])
 def test_every_benchmark_finds_what_it_imports(name):
     """What they are compared with, which is a library of others, is imported later."""
     assert callable(importlib.import_module(name).main)
+
+
+def rehearse(*words: str) -> list[dict]:
+    return gpu_day.main([*words, "--tiny", "--device", "cpu"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("day")
+
+
+@pytest.fixture
+def day(folder):
+    yield gpu_day.Day(gpu_day.Config(device="cpu", tiny=True), folder)
+    torch.set_autocast_enabled("cpu", False)
+
+
+def test_a_rehearsal_of_the_day_of_a_gpu(monkeypatch, folder, capsys):
+    """All sections but `learn`, which is two scripts' own processes, with a few of parity's runs."""
+    runs = {name: gpu_day.RUNS[name] for name in ("rm", "grpo grpo", "ppo on a reward model")}
+    monkeypatch.setattr(gpu_day, "RUNS", runs)
+    # To measure a machine's limits takes large products.
+    monkeypatch.setattr(gpu_day, "limits", lambda device, dtype: (1e12, 1e11))
+    lines = rehearse("parity", "logp", "resume", "profile", "sweep", "memory",
+                     "--folder", str(folder), "--out", str(folder / "lines"))
+    assert [line for line in lines if "error" in line or not line.get("ok", True)] == []
+    found = {section: [line for line in lines if line["check"].startswith(section)]
+             for section in gpu_day.SECTIONS}
+    # One line more says that the section is done.
+    assert {section: len(of_it) for section, of_it in found.items()} == {
+        "parity": 4, "logp": 5, "resume": 2, "learn": 0, "profile": 3, "sweep": 12, "memory": 2}
+    assert all(line["relative"] == 0 for line in found["parity"][:-1])
+    assert found["resume"][0]["resumed"] == found["resume"][0]["repeated"] == 0
+    decode, micro_batch, _ = found["profile"]
+    assert 0 < decode["of_the_limit"] < 1 and 0 < micro_batch["of_the_limit"] < 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == (folder / "lines").read_text().splitlines()
+    assert list(map(json.loads, printed)) == lines
+
+
+def test_a_metric_that_is_off_is_named():
+    row = {"step": "1", "reward": "0.5", "kl": "0.001", "seconds": "1", "eval_greedy": ""}
+    differs = lambda **changed: gpu_day.largest_difference([row], [row | changed])
+    assert differs(seconds="2") == ("", 0)
+    assert differs(reward="0.49", kl="0.0011") == ("reward", pytest.approx(0.02))
+    # Of a number near 0, a hundredth is what counts.
+    assert differs(kl="0.0013") == ("kl", pytest.approx(0.03))
+    assert not differs(kl="nan")[1] < 1e-3
+    with pytest.raises(ValueError):
+        differs(eval_greedy="0.5")
+
+
+def test_parity_finds_a_run_that_differs_and_one_that_is_not_finite(day, monkeypatch):
+    train = gpu_day.train
+
+    def differs(main, flags, out, *more):
+        more = [*more, "--lr", "1e-3"] if out == "grpo_1" else more
+        return train(main, flags, out, *more)
+
+    def is_nan(main, flags, out, *more):
+        rows = train(main, flags, out, *more)
+        return [row | {"kl": "nan"} for row in rows] if out == "grpo_2" else rows
+
+    for wrong, finite in ((differs, True), (is_nan, False)):
+        monkeypatch.setattr(gpu_day, "train", wrong)
+        found = gpu_day.compare_devices(day, "grpo", *gpu_day.RUNS["grpo grpo"])
+        assert not found["ok"] and found["bfloat16_is_finite"] == finite
+
+
+@pytest.mark.parametrize("name", ["generate", "token_log_probs"])
+def test_logp_finds_a_sampler_or_scorer_that_is_off(day, monkeypatch, name):
+    right = getattr(gpu_day, name)
+
+    def wrong(model, *arguments):
+        found = right(model, *arguments)
+        if name == "generate":
+            found.logp += 1e-3
+            return found
+        return found * (1.001 if found.dtype == torch.float32 else 1)
+    monkeypatch.setattr(gpu_day, name, wrong)
+    found = gpu_day.compare_log_probs(day, gpu_day.TINY["tiny"], "float32", 1)
+    assert not found["ok"]
+
+
+def test_resume_finds_weights_that_differ(day, monkeypatch):
+    load = gpu_day.load_pretrained
+
+    def differs(path, dtype):
+        model, tokenizer = load(path, dtype)
+        if path == "two/model":
+            model.norm.weight.data[3] += 1e-6
+        return model, tokenizer
+    monkeypatch.setattr(gpu_day, "load_pretrained", differs)
+    found = gpu_day.compare_resumed(day)
+    assert not found["ok"] and 0 < found["resumed"] < 2e-6 and found["repeated"] == 0
+
+
+def test_one_failure_does_not_cost_the_rest(monkeypatch):
+    """And so a section is added."""
+    sections = {"broken": lambda day: day.check("x", lambda: 1 / 0) or {}[day],
+                "whole": lambda day: day.check("y", lambda: {"found": 1})}
+    monkeypatch.setattr(gpu_day, "SECTIONS", sections)
+    lines = {line["check"]: line for line in rehearse()}
+    assert not lines["x"]["ok"] and "division by zero" in lines["x"]["error"]
+    assert not lines["broken: all"]["ok"] and lines["y"]["found"] == 1
+    with pytest.raises(UserError, match="section learn: expected some of broken, whole"):
+        rehearse("learn")

@@ -14,7 +14,6 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
-from conftest import MEASURED
 from kills import sample_pairs
 from model import ScalarModel
 from support import plot, rl
@@ -24,6 +23,7 @@ from support.parallel import rank, world
 from support.plot import read_metrics
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from support.run import ensure_trained
+from tiny_task import MEASURED
 
 COMMON = ["--steps", "3", "--eval-every", "2", "--micro-batch-tokens", "40"]
 SAMPLED = [
