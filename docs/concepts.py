@@ -157,7 +157,7 @@ MDP = [
     Concept(
         "verifiable rewards", "可验证奖励（RLVR）",
         equation="r(x, y) = 1 if the answer is right, else 0",
-        code=["task.py:verify_sum", "support/rewards.py:exact_reward"],
+        code=["task.py:verify_answer", "support/rewards.py:exact_reward"],
         tests=["test_data.py::test_verifier", "test_data.py::test_exact"],
         experiment="table",
         english="A program checks the answer: no learned score that could be fooled.",
