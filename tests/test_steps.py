@@ -590,7 +590,7 @@ def test_pairs_of_the_builtin_task(monkeypatch):
         n = range(len(examples))
         rewards = [float(i % 4 in (0, 3)) for i in n]
         # The answers of every third problem are cut off.
-        return [(rewards[i], [*f"{i:03}".encode(), STOP], i % 6 != 4) for i in n], None
+        return [(rewards[i], [[*f"{i:03}".encode(), STOP]], i % 6 != 4) for i in n], None
     monkeypatch.setattr(train_rm, "answer", answer)
 
     def keep(name, make):
