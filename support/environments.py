@@ -3,6 +3,7 @@ import copy
 import functools
 import sys
 import threading
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -108,15 +109,20 @@ class Conversations:
         patience.daemon = True
         patience.start()
         try:
-            given = list(self.function(conversations, **columns_of(examples)))
+            given = self.function(conversations, **columns_of(examples))
+            is_list = isinstance(given, Iterable) and not isinstance(given, (str, dict))
+            # A generator runs only now.
+            given = list(given) if is_list else given
         except Exception as error:
             raise UserError(f"the environment {self.name} failed {where_it_failed(error)}, "
                             f"on {places[:60]}", status=1) from error
         finally:
             patience.cancel()
-        if len(given) != len(rows):
-            raise UserError(f"the environment {self.name} gave {len(given)} values for {len(rows)} "
-                            "conversations, expected one each", status=1)
+        if not is_list or len(given) != len(rows):
+            found = f"{len(given)} values" if is_list else repr(given)[:60]
+            raise UserError(f"the environment {self.name} gave {found} for {len(rows)} "
+                            f"conversations ({places[:60]}), expected a list of one reply each",
+                            status=1)
         for example, messages in zip(examples, given):
             is_reply = holds_messages(messages) and all(m["role"] != "assistant" for m in messages)
             if messages is not None and not is_reply:

@@ -2,11 +2,22 @@
 
 The world of these tests answers a stop token 0 according to what the row said: sometimes nothing,
 sometimes several ids, sometimes stop ids, and in the end None."""
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from model import KVCache
-from rollout import generate, token_log_probs
+import train_grpo
+import train_sft
+from model import KVCache, ScalarModel
+from rollout import generate, sequence_scores, token_log_probs
+from support import parallel
+from support.data import pad_batch
+from support.environments import split_turns
+from support.metrics import rollout_metrics
+from task import Calculator, calculate, demonstration, make_problems, verify_answer
+from test_parallel import processes  # noqa: F401
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3], [7], [3, 1]] * 4
 STOP, LONGEST = [0, 5], 20
@@ -140,3 +151,126 @@ def test_without_replies_nothing_changes(model):
         assert torch.equal(getattr(silent, name), x), name
     assert dict(asked) == {row: ids for row, ids in enumerate(without.responses())
                            if without.finished[row]}
+
+
+@pytest.mark.parametrize("n_processes", (1, 2, 3, 7))
+def test_several_processes_ask_what_one_does(model, processes, n_processes):
+    """By the numbers that rows have in the whole batch; of fewer rows than processes too."""
+    for n in (2, 7):
+        prompts = PROMPTS[3:3 + n]
+        world = World()
+        expected = generate(model, prompts, LONGEST, STOP, 1.3, rng(), world)
+
+        def sample(prompts=prompts):
+            mine = World()
+            return parallel.generate(model, prompts, LONGEST, STOP, 1.3, rng(), 30, mine), mine
+        found = processes(n_processes, sample)
+        for rollout, _ in found:
+            for name, x in vars(expected).items():
+                torch.testing.assert_close(getattr(rollout, name), x)
+        asked = [note for _, mine in found for note in mine.asked]
+        assert {row for row, _, _ in asked} == {row for row, _, _ in world.asked}
+        for note in asked:
+            assert note in world.asked
+        assert len(asked) == len(world.asked) * (n_processes if n < n_processes else 1)
+
+
+def test_turns_and_metrics(model, sampled, world):
+    """Turns are what was asked and answered, in turn; calls are the replies that begin."""
+    rewards = torch.zeros(len(PROMPTS))
+    config = train_grpo.Config(task="products")
+    logp = sampled.logp.double()
+    found = rollout_metrics(config, sampled, rewards, logp, 2 * logp, model, SimpleNamespace(
+        model=model))
+    n_calls, n_asking, n_sampled = 0, 0, 0
+    for row, turns in enumerate(split_turns(sampled)):
+        assert sum(turns[::2], []) == sampled.responses()[row]
+        start, end = int(sampled.prompt_lengths[row]), int(sampled.lengths[row])
+        assert sum(turns, []) == sampled.tokens[row, start:end].tolist()
+        notes = [note for note in world.asked if note[0] == row and note[2]]
+        replies = [note[2] for note in notes]
+        for reply, told in zip(replies, turns[1::2]):
+            assert reply[:len(told)] == told
+        n_calls += len(turns) // 2
+        n_asking += len(turns) > 1
+        n_sampled += sum(map(len, turns[::2]))
+    assert n_calls > n_asking > 5
+    assert found["calls"] == pytest.approx(n_calls / len(PROMPTS))
+    assert found["asks"] == pytest.approx(n_asking / len(PROMPTS))
+    assert found["response_length"] == pytest.approx(n_sampled / len(PROMPTS))
+    # What was told has no KL: of k1, the summed log-ratios of actions alone.
+    assert found["answer_kl"] == pytest.approx(-logp[sampled.mask].sum().item() / len(PROMPTS))
+    assert "calls" not in rollout_metrics(train_grpo.Config(), sampled, rewards, logp, logp, model,
+                                          SimpleNamespace(model=model))
+
+
+def test_the_reward_model_reads_all_that_was_said_at_the_last_action(model, sampled):
+    """Also of a row that was cut off in the middle of what it was told."""
+    reward_model = ScalarModel(model)
+    torch.nn.init.normal_(reward_model.score.weight)
+    scores = parallel.map_micro_batches(sequence_scores, reward_model, sampled.tokens,
+                                        sampled.mask, 50)
+    ends_told = 0
+    for row, score in enumerate(scores):
+        last = int(sampled.mask[row].nonzero().max())
+        alone = reward_model(sampled.tokens[row:row + 1, :last + 1])[0, -1]
+        torch.testing.assert_close(score, alone)
+        ends_told += last + 1 < sampled.lengths[row]
+    assert ends_told
+
+
+# ------------------------------------------------------------------------------- the built-in tool
+
+@pytest.mark.parametrize("text, result", [
+    ("37*84", "3108"), ("3", "3"), ("2+3*4", "14"), ("2*3-4*5", "-14"), ("1-2-3", "-4"),
+    (" 12 * 3 ", "36"), ("007+1", "8"), ("9*9*9*9", "6561"), ("999999*999999", "999998000001"),
+    ("", "error"), ("*", "error"), ("3*", "error"), ("-3", "error"), ("3**4", "error"),
+    ("3//4", "error"), ("1.5*2", "error"), ("1e9", "error"), ("٣*٣", "error"), ("(3)", "error"),
+    ("1+1+1+1+1", "error"), ("__import__('os')", "error"), ("3*4\n", "error"),
+    ("1" * 1000 + "*" + "9" * 1000, "error"), ("(" * 100 + "3" + ")" * 100, "error"),
+    ("[" * 100, "error"), ("1+" * 100_000 + "1", "error")])
+def test_the_calculator(text, result):
+    assert calculate(text) == result
+
+
+def test_the_calculator_answers_calls_and_nothing_else(tokenizer):
+    ask = Calculator(tokenizer)
+    assert ask.stop_ids == {tokenizer.eos_id, ord("=")}
+
+    def reply(text):
+        ids = ask(0, tokenizer.encode(text, special=True))
+        return None if ids is None else tokenizer.decode(ids)
+    assert reply("[37*84=") == "3108]"
+    assert reply("so [1=] [37*84=") == "3108]"
+    assert reply("37*84=") == reply("=") == reply("[x=") == "error]"
+    assert reply("3108<|endoftext|>") is None
+    assert reply("[3*4<|endoftext|>") is None
+
+
+def test_products_are_demonstrated_right_in_both_styles(tokenizer):
+    """What a demonstration is told is what the calculator says to what it asks."""
+    ask = Calculator(tokenizer)
+    for problem in make_problems("products", 300, np.random.default_rng(0)):
+        prompt = problem["prompt"]
+        a, b = map(int, prompt.removesuffix("=").split("*"))
+        assert 10 <= a < 100 and 10 <= b < 100
+        assert demonstration(prompt, False) == [str(a * b)]
+        call, told, answer = demonstration(prompt, True)
+        assert call == f"[{prompt}" and answer == str(a * b)
+        assert tokenizer.decode(ask(0, tokenizer.encode(call))) == told
+        assert verify_answer(prompt, call + told + answer) == 1 == verify_answer(prompt, answer)
+        assert verify_answer(prompt, call + told) == 0 == verify_answer(prompt, told)
+
+
+def test_sft_learns_what_the_model_writes_and_not_what_it_is_told(tokenizer):
+    config = train_sft.Config(task="products", batch_size=200)
+    batch, held_out = train_sft.load_demonstrations(config, tokenizer, 128)
+    assert all("*" in problem["prompt"] for problem in held_out)
+    early, late = batch(0), batch(config.steps - 1)
+    assert {len(row) for row in early} == {4} and {len(row) for row in late} == {2, 4}
+    assert 15 < sum(len(row) == 4 for row in late) < 50
+    tokens, mask = pad_batch(early[:1], "cpu")
+    learned = tokenizer.decode(tokens[mask].tolist())
+    prompt = tokenizer.decode(early[0][0])
+    assert learned == f"[{prompt}" + demonstration(prompt, False)[0] + "<|endoftext|>"
+    assert not {tuple(p["ids"]) for p in held_out} & {tuple(row[0]) for row in early + late}
