@@ -18,7 +18,7 @@ from support.models import numpy_rng
 # Of each task: the sign, how many numbers, and the smallest of them.
 TASKS = {"sums": ("+", 3, 1), "products": ("*", 2, 10)}
 # Of the demonstrations, those that think or ask. Greedily, the model then answers straight away.
-REASON_SHARE = {"sums": 0.4, "products": 0.15}
+REASON_SHARE = {"sums": 0.4, "products": 0.1}
 # A call begins with the first and ends with the second, which is a stop token where the calculator
 # is there: the model is not asked for the next token, the calculator is.
 CALL_START, CALL_END = "[", "="

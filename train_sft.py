@@ -44,7 +44,7 @@ class Config(RunConfig):
         "", "a Hugging Face or run directory to start from, instead of a new small model")
     task: str = setting("sums", "the built-in task; products may ask a calculator",
                         choices=tuple(TASKS))
-    steps: int | None = setting(None, "steps, of one update each; 1000, of products 400", low=1)
+    steps: int | None = setting(None, "steps, of one update each; 1000, of products 200", low=1)
     batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "
                         "then linear to 0 over the last quarter", low=0.0)
@@ -54,7 +54,7 @@ class Config(RunConfig):
 
     def __post_init__(self):
         if self.steps is None:
-            self.steps = 400 if self.task == "products" else 1000
+            self.steps = 200 if self.task == "products" else 1000
 
     def check(self, given: dict) -> None:
         """Refuse flags that have no effect."""

@@ -75,7 +75,7 @@ MDP = [
     Concept(
         "mask, and its holes", "动作掩码",
         equation="mask[b, t] = 1  ⇔  token t was chosen by the policy",
-        code=["rollout.py:generate:mask = (column"],
+        code=["rollout.py:generate:mask = written"],
         tests=["test_rollout.py::test_layout",
                "test_losses.py::test_gae_by_hand"],
         experiment="",
@@ -85,7 +85,7 @@ MDP = [
     Concept(
         "stop token, an action", "结束符（EOS），也是动作",
         equation="mask = 1 at the stop token: log π(stop ∣ s_T) is trained",
-        code=["rollout.py:generate:response_lengths[rows] += ~finished"],
+        code=["rollout.py:generate:lengths[rows] += ~finished"],
         tests=["test_rollout.py::test_stop_token_is_an_action",
                "test_data.py::test_answers_end_with_the_stop_token"],
         experiment="",

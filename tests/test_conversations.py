@@ -2,7 +2,6 @@
 that PPO and GRPO train around."""
 import json
 import os
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import evaluate
 import train_grpo
 import train_ppo
-from conftest import result
+from conftest import SHORT_TEMPLATE, result, write_chats
 from kills import start
 from rollout import generate
 from support import environments, parallel
@@ -25,55 +24,11 @@ from support.pretrained import load_pretrained
 from support.rewards import reward_answers
 from test_parallel import processes  # noqa: F401
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[:1] + '>' + m.content + '<|endoftext|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'a>' }}{% endif %}")
-ENVIRONMENT = '''
-import os, signal
-from pathlib import Path
-
-def echo(conversations, good, **columns):
-    """What was said backwards, and how often it was asked; or nothing more."""
-    assert len(conversations) == len(good)
-    replies = []
-    for messages in conversations:
-        said = messages[-1]["content"]
-        n = sum(message["role"] == "assistant" for message in messages)
-        reply = [{"role": "tool", "content": said[::-1][:3]}, {"role": "user", "content": str(n)}]
-        replies.append(reply if len(said) % 3 else None)
-        messages.clear()
-    return replies
-
-def always(conversations, **columns):
-    return [[{"role": "tool", "content": "x"}] for _ in conversations]
-
-def killed(conversations, **columns):
-    """Kills its process in the middle of a call, once."""
-    with open("calls.txt", "a") as f:
-        f.write("x")
-    if Path("calls.txt").stat().st_size == 12:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return echo(conversations, **columns)
-
-def score(prompts, completions, finished, **columns):
-    for prompt, completion in zip(prompts, completions):
-        roles = [message["role"] for message in completion]
-        assert prompt[0]["role"] == "user" and roles[0] == "assistant"
-        assert "<|endoftext|>" not in str(completion)
-    return [sum(message["content"].count("a") for message in completion
-                if message["role"] == "assistant") / 6 for completion in completions]
-'''
-
-
 @pytest.fixture(scope="module")
 def here(place, tmp_path_factory):
     """A chat model, which says a, b, c, with prompts of messages, environments and a reward."""
     path = tmp_path_factory.mktemp("chats")
-    shutil.copytree(place / "sft" / "model", path / "chat")
-    (path / "chat" / "chat_template.jinja").write_text(TEMPLATE)
-    rows = [{"prompt": [{"role": "user", "content": f"{i}:"}], "good": str(i)} for i in range(40)]
-    (path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (path / "world.py").write_text(ENVIRONMENT)
+    write_chats(place, path)
     return path
 
 
@@ -237,7 +192,7 @@ def test_an_environment_that_raises_is_named_with_the_line_and_the_row(chat):
 
 def test_a_template_that_rewrites_what_was_said_is_named(chat):
     _, tokenizer = chat
-    tokenizer.chat_template = TEMPLATE.replace(
+    tokenizer.chat_template = SHORT_TEMPLATE.replace(
         "m.content", "(m.content if loop.last else m.content[:1])")
     examples = examples_of(tokenizer, 2)
     environment = Conversations(echo, tokenizer, examples, 4)

@@ -268,7 +268,7 @@ def test_sft_learns_what_the_model_writes_and_not_what_it_is_told(tokenizer):
     assert all("*" in problem["prompt"] for problem in held_out)
     early, late = batch(0), batch(config.steps - 1)
     assert {len(row) for row in early} == {4} and {len(row) for row in late} == {2, 4}
-    assert 15 < sum(len(row) == 4 for row in late) < 50
+    assert 10 < sum(len(row) == 4 for row in late) < 35
     tokens, mask = pad_batch(early[:1], "cpu")
     learned = tokenizer.decode(tokens[mask].tolist())
     prompt = tokenizer.decode(early[0][0])
