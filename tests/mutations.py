@@ -126,7 +126,7 @@ MUTATIONS = [
               "        next_value = torch.where(is_action, value, next_value)"),
              ("running = advantage\n"
               "        next_value = value"),
-             "test_policy_gradient.py"),
+             "test_policy_gradient.py::test_a_tools_tokens_are_not_discounted"),
     Mutation("43c", "The row that is asked about is numbered within its process",
              "under torchrun, an environment answers with what it knows of another conversation",
              "",
