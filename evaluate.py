@@ -154,11 +154,7 @@ def main(argv=None) -> None:
                              "run or model directory")
         config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
         config.temperature = config.temperature or run.get("temperature", 1.0)
-        config.environment = config.environment or run.get("environment", "")
-        config.max_turns = config.max_turns or run.get("max_turns", 4)
-        if not (config.data or config.environment):
-            config.task = config.task or run.get("task", "")
-        config.task = config.task or "sums"
+        choose_environment(config, run)
         model, tokenizer = load_pretrained(find_model(path), torch.float32, device)
         if config.chat:
             return chat(model, tokenizer, config)
@@ -228,6 +224,18 @@ def total_kl(model, reference, rollouts: list[Rollout], config) -> float:
     return total
 
 
+def choose_environment(config, run: dict) -> None:
+    """Set the task, the environment and the number of turns: flags overrule what the run had."""
+    has_data = config.data or run.get("data")
+    if has_data and config.task:
+        raise ValueError("--task has no effect with data")
+    if config.environment and not (has_data or config.chat):
+        raise ValueError("--environment needs --data with prompts of messages")
+    config.task = config.task or run.get("task", "sums")
+    config.environment = config.environment or run.get("environment", "")
+    config.max_turns = config.max_turns or run.get("max_turns", 4)
+
+
 def started_from(run: dict) -> tuple[str, str]:
     """The model that a run with these settings started from.
 
@@ -292,6 +300,8 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
+    if config.environment and tokenizer.chat_template is None:
+        raise ValueError("--environment speaks in messages, and this model has no chat template")
     model = copy_for_inference(model)
     example = "37*84=" if config.task == "products" else "17+58+23="
     print(f"type a prompt such as {example} and Enter; an empty line ends")

@@ -324,7 +324,8 @@ def test_a_kill_in_the_middle_of_a_call_loses_nothing(whole, name):
     assert result(Path(f"cut_{name}")) == result(whole[name])
 
 
-def test_evaluate_takes_the_run_s_environment_and_chat_shows_turns(whole, capsys, monkeypatch):
+def test_evaluate_takes_the_run_s_environment_and_chat_shows_turns(
+        place, whole, capsys, monkeypatch):
     evaluate.main([str(whole["grpo"]), "--json", "--problems", "4", "--samples", "2"])
     found = json.loads(capsys.readouterr().out)
     assert found["calls"] > 0
@@ -334,6 +335,14 @@ def test_evaluate_takes_the_run_s_environment_and_chat_shows_turns(whole, capsys
         *shape, generator=torch.Generator().manual_seed(3)))
     evaluate.main([str(whole["grpo"]), "--chat", "--environment", "world.py:always"])
     assert "«\nt>" in capsys.readouterr().out
+    for flags, message in ((["--task", "products"], "--task has no effect with data"),
+                           (["--environment", "world.py:none"], "has no function none")):
+        with pytest.raises(UserError, match=message):
+            evaluate.main([str(whole["grpo"]), *flags])
+    with pytest.raises(UserError, match="--environment needs --data"):
+        evaluate.main(["chat", "--environment", "world.py:echo"])
+    with pytest.raises(UserError, match="speaks in messages, and this model has no chat template"):
+        evaluate.main([str(place / "sft"), "--chat", "--environment", "world.py:echo"])
 
 
 def test_flags_that_have_no_effect_are_refused(here, tmp_path):

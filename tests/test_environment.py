@@ -2,17 +2,23 @@
 
 The world of these tests answers a stop token 0 according to what the row said: sometimes nothing,
 sometimes several ids, sometimes stop ids, and in the end None."""
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import evaluate
+import train_dpo
 import train_grpo
+import train_ppo
+import train_rm
 import train_sft
 from model import KVCache, ScalarModel
 from rollout import generate, sequence_scores, token_log_probs
 from support import parallel
+from support.cli import UserError
 from support.data import pad_batch
 from support.environments import split_turns
 from support.metrics import rollout_metrics
@@ -274,3 +280,49 @@ def test_sft_learns_what_the_model_writes_and_not_what_it_is_told(tokenizer):
     prompt = tokenizer.decode(early[0][0])
     assert learned == f"[{prompt}" + demonstration(prompt, False)[0] + "<|endoftext|>"
     assert not {tuple(p["ids"]) for p in held_out} & {tuple(row[0]) for row in early + late}
+
+
+def test_products_have_runs_of_their_own(place, tmp_path, monkeypatch):
+    """In their own directories, from their own SFT model, which is trained first; and an evaluation
+    has their problems and the calculator."""
+    monkeypatch.chdir(tmp_path)
+    sft, trained = train_sft.main, []
+
+    def train(argv):
+        trained.append(argv)
+        sft([*argv, "--model", str(place / "random"), "--steps", "2", "--batch-size", "4",
+             "--eval-problems", "3"])
+    monkeypatch.setattr(train_sft, "main", train)
+    few = ["--task", "products", "--steps", "2", "--prompts-per-step", "4", "--eval-problems", "3"]
+    train_grpo.main([*few, "--group-size", "2"])
+    assert trained == [["--out", "runs/sft_products", "--task", "products"]]
+    train_ppo.main([*few, "--reward", "verifier"])
+    assert len(trained) == 1
+    assert {run.name for run in Path("runs").iterdir()} == {
+        "sft_products", "grpo_products", "ppo_products"}
+    asked = []
+    generate = parallel.generate
+    monkeypatch.setattr(parallel, "generate", lambda model, prompts, length, stop_ids, *more:
+                        asked.append((prompts, stop_ids, more[-1]))
+                        or generate(model, prompts, length, stop_ids, *more))
+    evaluate.main(["runs/grpo_products", "--problems", "3", "--samples", "1", "--json"])
+    evaluate.main(["runs/sft_products/model", "--task", "products", "--problems", "3",
+                   "--samples", "1", "--json"])
+    evaluate.main(["runs/sft_products/model", "--problems", "3", "--samples", "1", "--json"])
+    assert len(asked) == 6
+    for prompts, stop_ids, calculator in asked[:4]:
+        assert isinstance(calculator, Calculator) and ord("=") in stop_ids
+        assert all(ord("*") in prompt for prompt in prompts)
+    for prompts, stop_ids, calculator in asked[4:]:
+        assert calculator is None and stop_ids == {256}
+        assert all(ord("+") in prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    (train_dpo, ["--task", "products"], "unrecognized arguments: --task products"),
+    (train_rm, ["--task", "products"], "unrecognized arguments: --task products"),
+    (train_sft, ["--task", "products", "--data", "x.jsonl"], "--task has no effect with --data"),
+    (train_sft, ["--task", "quotients"], "invalid choice: 'quotients'")])
+def test_where_there_is_no_calculator_it_is_refused(script, flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        script.main([*flags, "--out", str(tmp_path / "run")])
