@@ -111,7 +111,7 @@ MUTATIONS = [
              "test_data.py"),
     # ----------------------------------------------------------------- a world that answers midway
     Mutation("43a", "What the environment wrote is trained on as if the policy had chosen it",
-             "the policy learns to say what a tool would, in place of asking or of reading the reply",
+             "the policy leaves its reference to learn what a tool says, which it need not know",
              "huggingface/trl#4975",
              "rollout.py",
              "mask = written & ~told[:, :T]",

@@ -2,6 +2,8 @@
 that PPO and GRPO train around."""
 import json
 import os
+import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -251,6 +253,31 @@ def test_a_reward_function_reads_the_messages_of_an_answer(chat):
         assert not finished or n_replies == n_turns - 1
         cut_off_turns += not finished and n_turns > n_replies
     assert cut_off_turns
+
+
+def test_the_example_s_conversations_are_what_its_environment_says():
+    """And its answers are right, by hand."""
+    path = Path(environments.__file__).parent.parent / "examples" / "calculator.py"
+    ask = load_environment(f"{path}:calculator")
+    make = load_environment(f"{path}:problem")
+    rng, n_asked = random.Random(0), 0
+    for _ in range(200):
+        example = make(rng)
+        question = example["prompt"][0]["content"]
+        a, b, c = map(int, re.findall(r"\d+", question))
+        right = a * b + c if "finds" in question else a * b - c
+        *before, last = example["messages"]
+        assert example["answer"] == last["content"] == str(right)
+        assert ask([example["messages"]]) == [None]
+        if len(before) > 1:
+            n_asked += 1
+            *before, reply = before
+            assert ask([before, before]) == [[reply]] * 2
+    assert 40 < n_asked < 80
+    said = ["[1+1]", "so [1+1] ", "[1+1].", "[x]", "[[2]", "1+1]", ""]
+    replies = ask([[{"role": "assistant", "content": text}] for text in said])
+    assert [reply and reply[0]["content"] for reply in replies] == [
+        "2", "2", None, "error", "2", None, None]
 
 
 # ------------------------------------------------------------------------------------ whole runs

@@ -223,7 +223,7 @@ def test_importance_sampling_corrects_for_another_sampler(world):
     assert relative_error(-world.grad(loss), world.gradient) > 0.1
 
 
-# ---------------------------------------------------------------- a world that answers in the middle
+# --------------------------------------------------------------- a world that answers in the middle
 
 # An answer that begins with 1 and goes on is a call: the world then writes a 0, before the policy
 # goes on. In columns: action, hole, action, action. Where nothing is asked, the hole's column is
