@@ -3,11 +3,12 @@
     python evaluate.py runs/grpo            a table and some samples
     python evaluate.py runs/grpo --json     the same numbers for a program
     python evaluate.py runs/grpo --chat     type prompts, read answers
+    python evaluate.py runs/grpo_products   with the calculator, «what it said» in double arrows
 
 A run is evaluated as it was trained: on the rows of its --data that it held out (or on fresh
-problems of the built-in task), with its reward, length and temperature, and its KL is to the model
-that it started from. Flags overrule each of them. A plain model directory has the built-in task and
-no reference. For pass@k an answer is right if its reward is over 0.5.
+problems of its built-in task), with its environment, reward, length and temperature, and its KL is
+to the model that it started from. Flags overrule each of them. A plain model directory has sums for
+a task and no reference. For pass@k an answer is right if its reward is over 0.5.
 """
 import contextlib
 import json
@@ -19,39 +20,45 @@ from pathlib import Path
 
 import torch
 
-from rollout import Rollout, generate, token_kl
+from rollout import Rollout, token_kl
 from support import parallel
-from support.cli import UserError, parse, refuse, script, setting, user_errors
+from support.cli import UserError, default_run, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
 from support.decoding import Decoder
+from support.environments import split_turns, start_environment
 from support.models import pick_device, torch_rng
 from support.pretrained import load_pretrained
 from support.rewards import load_reward, reward_answers
 from support.rl import read_prompts
 from support.run import digest, find_model, read_settings
 from support.tokenizer import same_tokenizer
-from task import held_out_problems
+from task import TASKS, held_out_problems
 
-# Of an answer: its reward, its ids, whether it ended by itself.
-Answer = tuple[float, list[int], bool]
+# Of an answer: its reward, its ids, alternately sampled and told, whether it ended by itself.
+Answer = tuple[float, list[list[int]], bool]
 
 
 def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float,
-           generator=None, micro_batch_tokens: int = 8192) -> tuple[list[Answer], list[Rollout]]:
+           generator=None, micro_batch_tokens: int = 8192,
+           start=None) -> tuple[list[Answer], list[Rollout]]:
     """One answer to each example, and the rollouts that they are of.
 
-    As many rows at a time as the KV cache holds micro_batch_tokens of."""
+    As many rows at a time as the KV cache holds micro_batch_tokens of. start: makes the environment
+    of some examples, see `start_environment`; without it there is none."""
     answers, rollouts = [], []
     sampler = Decoder(model)
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
-    for start in range(0, len(examples), rows_at_once):
-        part = examples[start:start + rows_at_once]
+    for first in range(0, len(examples), rows_at_once):
+        part = examples[first:first + rows_at_once]
+        environment, stop_ids = start(part) if start else (None, tokenizer.stop_ids)
         rollout = parallel.generate(sampler, [example["ids"] for example in part], max_new_tokens,
-                                    tokenizer.stop_ids, temperature, generator, micro_batch_tokens)
-        responses, finished = rollout.responses(), rollout.finished.tolist()
-        rewards = reward_answers(reward, part, responses, finished, tokenizer)
-        answers += zip(rewards, responses, finished)
+                                    stop_ids, temperature, generator, micro_batch_tokens,
+                                    environment)
+        turns, finished = split_turns(rollout), rollout.finished.tolist()
+        rewards = reward_answers(reward, part, [sum(ids, []) for ids in turns], finished,
+                                 tokenizer, environment and environment.completions(turns))
+        answers += zip(rewards, turns, finished)
         rollouts.append(rollout)
     return answers, rollouts
 
@@ -64,10 +71,11 @@ def evaluate(model, tokenizer, reward, examples: list[dict], config,
              shown: int = 6) -> tuple[dict[str, float], list[str]]:
     """-> {"eval_greedy", "eval_sampled"}: mean rewards; lines that show the first sampled answers.
 
-    config: of a run, for its max_new_tokens, temperature and micro_batch_tokens. The noise is the
-    same every time: evaluations differ by the model only."""
+    config: of a run, for its environment, max_new_tokens, temperature and micro_batch_tokens. The
+    noise is the same every time: evaluations differ by the model only."""
     answer_all = partial(answer, model, tokenizer, reward, examples, config.max_new_tokens,
-                         micro_batch_tokens=config.micro_batch_tokens)
+                         micro_batch_tokens=config.micro_batch_tokens,
+                         start=partial(start_environment, config, tokenizer))
     greedy, _ = answer_all(temperature=0.0)
     sampled, _ = answer_all(temperature=config.temperature,
                             generator=torch_rng(0, 0, "evaluation"))
@@ -76,9 +84,14 @@ def evaluate(model, tokenizer, reward, examples: list[dict], config,
     return {"eval_greedy": mean_reward(greedy), "eval_sampled": mean_reward(sampled)}, lines
 
 
-def sample_line(tokenizer, example: dict, reward: float, response: list[int], finished) -> str:
-    prompt = tokenizer.decode(example["ids"])
-    return f"[{reward:.3g}] {prompt}{tokenizer.decode(response)}"
+def sample_line(tokenizer, example: dict, reward: float, turns: list[list[int]], finished) -> str:
+    return f"[{reward:.3g}] {tokenizer.decode(example['ids'])}{show_turns(tokenizer, turns)}"
+
+
+def show_turns(tokenizer, turns: list[list[int]], skip_special: bool = False) -> str:
+    """An answer's text, with «what the environment wrote» in double arrows."""
+    texts = [tokenizer.decode(ids, skip_special) for ids in turns]
+    return "".join(f"«{text}»" if i % 2 else text for i, text in enumerate(texts))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -96,6 +109,12 @@ class Config:
                         "rows that the run held out of its own, or the built-in task")
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION; "
                           "the run's own if not given")
+    task: str = setting("", "the built-in task; the run's own, else sums, if not given",
+                        choices=("", *TASKS))
+    environment: str = setting("", "FILE.py:FUNCTION, what says the next messages of a "
+                               "conversation; the run's own if not given")
+    max_turns: int | None = setting(None, "turns of the assistant in a conversation, at most; the "
+                                    "run's own, else 4, if not given", low=1)
     problems: int = setting(512, "how many fresh problems, or rows, at most", low=1)
     samples: int = setting(8, "samples per problem, for sampled accuracy and pass@k (right: the "
                            "reward is over 0.5)", low=1)
@@ -136,6 +155,7 @@ def main(argv=None) -> None:
                              "run or model directory")
         config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
         config.temperature = config.temperature or run.get("temperature", 1.0)
+        choose_environment(config, run)
         model, tokenizer = load_pretrained(find_model(path), torch.float32, device)
         if config.chat:
             return chat(model, tokenizer, config)
@@ -146,12 +166,13 @@ def main(argv=None) -> None:
         length = max(len(example["ids"]) for example in examples) + config.max_new_tokens
         reference = load_reference(path, config, run, model, tokenizer, length)
 
+    start = partial(start_environment, config, tokenizer)
     greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
-                       micro_batch_tokens=config.micro_batch_tokens)
+                       micro_batch_tokens=config.micro_batch_tokens, start=start)
     repeated = repeat_each(examples, config.samples)
     sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
                                config.temperature, torch_rng(0, 0, "evaluation"),
-                               config.micro_batch_tokens)
+                               config.micro_batch_tokens, start)
     result = {"model": str(path), "problems": len(examples), "greedy": mean_reward(greedy),
               **summary(sampled, config.samples, tokenizer)}
     if reference is not None:
@@ -179,10 +200,17 @@ def summary(answers: list[Answer], samples: int, tokenizer) -> dict[str, float]:
         if k <= samples:
             chances = [pass_at_k(samples, c, k) for c in n_right]
             result[f"pass@{k}"] = sum(chances) / len(chances)
-    reasons = ["</think>" in tokenizer.decode(response) for _, response, _ in answers]
-    result["length"] = sum(len(response) for _, response, _ in answers) / n
+    reasons, n_sampled, n_calls = 0, 0, 0
+    for _, turns, _ in answers:
+        sampled = turns[::2]
+        reasons += any("</think>" in tokenizer.decode(ids) for ids in sampled)
+        n_sampled += sum(map(len, sampled))
+        n_calls += len(turns) // 2
+    result["length"] = n_sampled / n
     result["finished"] = sum(finished for _, _, finished in answers) / n
-    result["reasons"] = sum(reasons) / n
+    result["reasons"] = reasons / n
+    if n_calls:
+        result["calls"] = n_calls / n
     return result
 
 
@@ -197,13 +225,26 @@ def total_kl(model, reference, rollouts: list[Rollout], config) -> float:
     return total
 
 
+def choose_environment(config, run: dict) -> None:
+    """Set the task, the environment and the number of turns: flags overrule what the run had."""
+    has_data = config.data or run.get("data")
+    if has_data and config.task:
+        raise ValueError("--task has no effect with data")
+    if config.environment and not (has_data or config.chat):
+        raise ValueError("--environment needs --data with prompts of messages")
+    config.task = config.task or run.get("task", "sums")
+    config.environment = config.environment or run.get("environment", "")
+    config.max_turns = config.max_turns or run.get("max_turns", 4)
+
+
 def started_from(run: dict) -> tuple[str, str]:
     """The model that a run with these settings started from.
 
     -> its directory, "" without one, and its SHA-256, "" if it wasn't noted."""
     noted = run.get("inputs", {}).get("model", {})
     # What a run that didn't note it takes if no --model is given.
-    default = "" if run.get("algorithm", "sft") == "sft" else "runs/sft"
+    is_start = run.get("algorithm", "sft") == "sft"
+    default = "" if is_start else default_run("sft", run.get("task", "sums"))
     return noted.get("path") or run.get("model") or default, noted.get("sha256", "")
 
 
@@ -251,8 +292,8 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
                          "expected --reward exact or FILE.py:FUNCTION")
     function = load_reward(reward or "verifier", data)
     if not data:
-        return held_out_problems(config.problems, tokenizer, longest), function
-    examples = read_prompts(data, reward, tokenizer, longest)
+        return held_out_problems(config.task, config.problems, tokenizer, longest), function
+    examples = read_prompts(data, reward, tokenizer, longest, config.environment)
     if not config.data:
         _, examples = hold_out(examples, data, config.problems)
     return examples[:config.problems], function
@@ -260,15 +301,21 @@ def load_examples(path: str, config, run: dict, tokenizer, longest: int):
 
 def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
+    if config.environment and tokenizer.chat_template is None:
+        raise ValueError("--environment speaks in messages, and this model has no chat template")
     model = Decoder(model)
-    print("type a prompt such as 17+58+23= and Enter; an empty line ends")
+    example = "37*84=" if config.task == "products" else "17+58+23="
+    print(f"type a prompt such as {example} and Enter; an empty line ends")
     while line := read_line():
         prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]
         ids = encode_prompt(tokenizer, prompt)
+        environment, stop_ids = start_environment(config, tokenizer, [{"prompt": prompt}])
         try:
-            rollout = generate(model, [ids], config.max_new_tokens, tokenizer.stop_ids,
-                               config.temperature)
-            print(tokenizer.decode(rollout.responses()[0], skip_special=True))
+            rollout = parallel.generate(model, [ids], config.max_new_tokens, stop_ids,
+                                        config.temperature, None, config.micro_batch_tokens,
+                                        environment)
+            [turns] = split_turns(rollout)
+            print(show_turns(tokenizer, turns, skip_special=True))
         except ValueError as error:
             print(error)
 

@@ -31,6 +31,7 @@ class Rollout:
     logp: Tensor                  # (B, T) float32: the sampler's log-probs, 0 off the mask
     finished: Tensor              # (B,) bool: ended by itself; False: cut off at max_new_tokens
     prompt_lengths: Tensor        # (B,) int64
+    lengths: Tensor               # (B,) int64: of prompt and answer, what it was told included
 
     def responses(self) -> list[list[int]]:
         """The sampled ids of each row, its stop token included."""
@@ -57,14 +58,21 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> tuple[Tensor,
 
 @torch.no_grad()
 def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
-             temperature: float = 1.0, generator: torch.Generator | None = None, *,
-             noise: Tensor | None = None, micro_batch_tokens: int = 8192) -> Rollout:
+             temperature: float = 1.0, generator: torch.Generator | None = None, environment=None,
+             *, noise: Tensor | None = None, micro_batch_tokens: int = 8192) -> Rollout:
     """Sample an answer to each prompt; temperature=0 is greedy.
 
     prompts: lists of ids, of any lengths. stop_ids: a collection of ids; an empty one never stops.
     generator: a CPU generator of the noise; or give the noise itself, (B, max_new_tokens) uniform
     in [0, 1). micro_batch_tokens: so many tokens of the prompts, or one prompt, go through the
-    model at once. ValueError: a prompt is empty or, with max_new_tokens, over the context."""
+    model at once. ValueError: a prompt is empty or, with max_new_tokens, over the context.
+    environment(row, ids) is asked when a row samples a stop token, with the ids since its last
+    turn. It returns the ids that the world writes next, one per step like sampled ones, or None:
+    the answer is over. (Or a function that does so, called once all rows of the step were asked.)
+    Rows wait for nobody. Here `=` and `.` are stop tokens, and `12]` is what the world writes:
+
+        tokens    3  *  4  =  [  3  *  4  =  1  2  ]  1  2  .
+        mask      0  0  0  0  1  1  1  1  1  0  0  0  1  1  1"""
     _check(model.config.max_seq_len, prompts, max_new_tokens, temperature)
     device = model.embed_tokens.weight.device
     B, P = len(prompts), max(map(len, prompts))
@@ -74,9 +82,12 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     noise = noise.to(device)
 
     tokens, prompt_lengths = _pad(prompts, P + max_new_tokens, device)
-    response_lengths = torch.zeros_like(prompt_lengths)                                 # (B,)
+    lengths = prompt_lengths.clone()                        # (B,) of prompt and answer
     logp = torch.zeros(tokens.shape, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
+    turn_starts = prompt_lengths.clone()                    # (B,) of what is sampled now
+    # Not sampled: the prompts, and what the environment writes.
+    told = torch.arange(tokens.shape[1], device=device) < prompt_lengths[:, None]
 
     cache, h = _prefill(model, prompts, max_new_tokens, micro_batch_tokens)
     ask_every = ASK_EVERY_GPU if device.type == "cuda" else 1
@@ -84,11 +95,17 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     for i in range(max_new_tokens):
         next_tokens, next_logp = sample(model.lm_head(h), temperature, noise[rows, i])
         positions = prompt_lengths[rows] + i
+        # What the environment writes stands there already.
+        is_told = told[rows, positions]
+        next_tokens = torch.where(is_told, tokens[rows, positions], next_tokens)
         tokens[rows, positions] = next_tokens
         logp[rows, positions] = next_logp
         # The stop token counts as part of the answer, and what a row writes after it doesn't.
-        response_lengths[rows] += ~finished[rows]
-        finished[rows] |= torch.isin(next_tokens, stop_ids)
+        lengths[rows] += ~finished[rows]
+        stops = torch.isin(next_tokens, stop_ids) & ~is_told & ~finished[rows]
+        finished[rows] |= stops
+        if environment is not None and stops.any():
+            _ask(environment, rows[stops], tokens, told, turn_starts, lengths, finished)
         if i + 1 == max_new_tokens:
             break
         running = ~finished[rows]
@@ -106,16 +123,33 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
         states = model.hidden(next_tokens[:, None], cache, positions[:, None])
         h = states[:, 0]                                                            # (rows, C)
 
-    T = int((prompt_lengths + response_lengths).max())
-    column = torch.arange(T, device=device)
-    ends = (prompt_lengths + response_lengths)[:, None]
-    mask = (column >= prompt_lengths[:, None]) & (column < ends)
+    T = int(lengths.max())
+    written = torch.arange(T, device=device) < lengths[:, None]
+    mask = written & ~told[:, :T]
     # What a finished row went on writing before it left the batch is cleared.
-    return Rollout(tokens=tokens[:, :T] * (column < ends),
+    return Rollout(tokens=tokens[:, :T] * written,
                    mask=mask,
                    logp=logp[:, :T] * mask,
                    finished=finished,
-                   prompt_lengths=prompt_lengths)
+                   prompt_lengths=prompt_lengths,
+                   lengths=lengths)
+
+
+def _ask(environment, rows, tokens, told, turn_starts, lengths, finished):
+    """Ask what follows the stop tokens of these rows, and write it ahead, where it will stand."""
+    replies = []
+    for row in rows:
+        sampled = tokens[row, turn_starts[row]:lengths[row]]
+        replies.append(environment(int(row), sampled.tolist()))
+    for row, reply in zip(rows, replies):
+        ids = reply() if callable(reply) else reply
+        finished[row] = ids is None
+        start = lengths[row]
+        ids = (ids or [])[:tokens.shape[1] - start]
+        end = start + len(ids)
+        tokens[row, start:end] = torch.tensor(ids, device=tokens.device)
+        told[row, start:end] = True
+        turn_starts[row] = end
 
 
 def _check(context, prompts, max_new_tokens, temperature):

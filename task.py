@@ -1,9 +1,12 @@
-"""The built-in task: the sum of three numbers from 1 to 99, `17+58+23=`.
+"""The built-in tasks: the sum of three numbers, `17+58+23=`, and the product of two, `37*84=`.
 
-It can be answered straight away, `98`, which is hard for a small model, or step by step, which is
-easy: `<think>17+58=75, 75+23=98</think>98`. One prompt in eight, by a hash, is held out: it is
-never trained on, and used to evaluate. For a task of your own, change this file.
+A sum can be answered straight away, `98`, which is hard for a small model, or step by step, which
+is easy: `<think>17+58=75, 75+23=98</think>98`. A product it can't find in its head, but it may ask
+a calculator: it writes `[37*84=`, the calculator goes on with `3108]`, and then it knows: `3108`.
+One prompt in eight, by a hash, is held out: it is never trained on, and used to evaluate. For a
+task of your own, change this file.
 """
+import math
 import re
 import zlib
 
@@ -12,15 +15,23 @@ import numpy as np
 from support.data import encode_prompt
 from support.models import numpy_rng
 
-REASON_SHARE = 0.4      # of the demonstrations. Greedily, the model then answers straight away.
+# Of each task: the sign, how many numbers, and the smallest of them.
+TASKS = {"sums": ("+", 3, 1), "products": ("*", 2, 10)}
+# Of the demonstrations, those that think or ask. Greedily, the model then answers straight away.
+REASON_SHARE = {"sums": 0.4, "products": 0.1}
+# A call begins with the first and ends with the second, which is a stop token where the calculator
+# is there: the model is not asked for the next token, the calculator is.
+CALL_START, CALL_END = "[", "="
 
 
-def sum_problems(n: int, rng: np.random.Generator, held_out: bool = False) -> list[dict]:
+def make_problems(task: str, n: int, rng: np.random.Generator,
+                  held_out: bool = False) -> list[dict]:
     """n problems: {"prompt": "17+58+23="}."""
+    sign, n_numbers, smallest = TASKS[task]
     problems = []
     while len(problems) < n:
-        for a, b, c in rng.integers(1, 100, (n, 3)):
-            prompt = f"{a}+{b}+{c}="
+        for numbers in rng.integers(smallest, 100, (n, n_numbers)):
+            prompt = sign.join(map(str, numbers)) + "="
             if (zlib.crc32(prompt.encode()) % 8 == 0) == held_out:
                 problems.append({"prompt": prompt})
     return problems[:n]
@@ -33,11 +44,11 @@ def encode_problems(problems: list[dict], tokenizer) -> list[dict]:
     return problems
 
 
-def held_out_problems(n: int, tokenizer, longest: int) -> list[dict]:
+def held_out_problems(task: str, n: int, tokenizer, longest: int) -> list[dict]:
     """The evaluation's problems: the same for every script and seed, none of them ever trained on.
 
     With their "ids". ValueError if one has more than `longest`."""
-    problems = sum_problems(n, numpy_rng(0, 0, "evaluation"), held_out=True)
+    problems = make_problems(task, n, numpy_rng(0, 0, "evaluation"), held_out=True)
     encode_problems(problems, tokenizer)
     most = max(len(problem["ids"]) for problem in problems)
     if most > longest:
@@ -46,24 +57,73 @@ def held_out_problems(n: int, tokenizer, longest: int) -> list[dict]:
     return problems
 
 
-def demonstration(prompt: str, reason: bool) -> str:
-    """A correct answer: `98`, or `<think>17+58=75, 75+23=98</think>98`."""
+def right_answer(prompt: str) -> int:
+    numbers = map(int, re.findall("[0-9]+", prompt))
+    return math.prod(numbers) if "*" in prompt else sum(numbers)
+
+
+def demonstration(prompt: str, reason: bool) -> list[str]:
+    """A correct answer, alternately what the model writes and what it is told.
+
+    ["98"] or ["<think>17+58=75, 75+23=98</think>98"]; ["3108"] or ["[37*84=", "3108]", "3108"]."""
+    answer = str(right_answer(prompt))
+    if not reason:
+        return [answer]
+    if "*" in prompt:
+        return [CALL_START + prompt, f"{answer}]", answer]
     a, b, c = map(int, prompt[:-1].split("+"))
-    thought = f"<think>{a}+{b}={a + b}, {a + b}+{c}={a + b + c}</think>" if reason else ""
-    return f"{thought}{a + b + c}"
+    return [f"<think>{a}+{b}={a + b}, {a + b}+{c}={answer}</think>{answer}"]
 
 
-def verify_sum(prompt: str, completion: str) -> float:
-    """1.0 if the integer that follows the last </think> (or the whole answer, if there is none) is
-    what the prompt asks for, else 0.0."""
-    if not isinstance(prompt, str) or not re.fullmatch(r"[0-9]+(\+[0-9]+)*=", prompt):
-        raise ValueError(f"found the prompt {prompt!r}, expected a sum such as '17+58+23='")
-    answer = completion.rpartition("</think>")[2].strip()
+def verify_answer(prompt: str, completion: str) -> float:
+    """1.0 if the integer that follows the last </think> or ] (or the whole answer, if there is
+    none) is what the prompt asks for, else 0.0."""
+    if not isinstance(prompt, str) or not re.fullmatch(r"[0-9]+((\+[0-9]+)*|(\*[0-9]+)*)=", prompt):
+        raise ValueError(f"found the prompt {prompt!r}, expected a sum such as '17+58+23=' or a "
+                         "product such as '37*84='")
+    answer = re.split(r"</think>|\]", completion)[-1].strip()
     if not re.fullmatch(r"[0-9]{1,9}", answer):
         return 0.0
-    return float(int(answer) == sum(map(int, prompt[:-1].split("+"))))
+    return float(int(answer) == right_answer(prompt))
 
 
-def sum_reward(prompts: list[str], completions: list[str], **columns) -> list[float]:
+def task_reward(prompts: list[str], completions: list[str], **columns) -> list[float]:
     """The verifier as a reward function."""
-    return [verify_sum(prompt, completion) for prompt, completion in zip(prompts, completions)]
+    return [verify_answer(prompt, completion) for prompt, completion in zip(prompts, completions)]
+
+
+# ------------------------------------------------------------------------------- the calculator
+
+def calculate(text: str) -> str:
+    """`37*84` -> `3108`. At most four whole numbers of six digits, + - and *; else `error`."""
+    text = text.replace(" ", "")
+    if not re.fullmatch(r"[0-9]{1,6}([-+*][0-9]{1,6}){0,3}", text):
+        return "error"
+    result = 0
+    for sign, product in re.findall(r"([-+]?)([0-9*]+)", text):
+        value = math.prod(map(int, product.split("*")))
+        result += -value if sign == "-" else value
+    return str(result)
+
+
+class Calculator:
+    """The environment of products: what `rollout.generate` asks when a row stops.
+
+    `[37*84=` is answered with `3108]`, and what it can't read with `error]`. Any other end is the
+    end of the answer."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.stop_ids = {*tokenizer.stop_ids, *tokenizer.encode(CALL_END)}
+
+    def completions(self, turns):
+        """Rewards read the text of the whole answer."""
+        return None
+
+    def __call__(self, row: int, ids: list[int]) -> list[int] | None:
+        text = self.tokenizer.decode(ids)
+        if not text.endswith(CALL_END):
+            return None
+        _, bracket, asked = text[:-1].rpartition(CALL_START)
+        result = calculate(asked) if bracket else "error"
+        return self.tokenizer.encode(f"{result}]")

@@ -38,7 +38,7 @@ from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device
 from support.rl import load_start
 from support.run import Run
-from task import held_out_problems, sum_reward
+from task import held_out_problems, task_reward
 from train_rm import load_pairs, pad_pairs
 
 BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "simpo": 2.0, "orpo": 0.1}
@@ -104,7 +104,7 @@ def main(argv=None) -> None:
                                   weight_decay=0.0, fused=True)
     run.start(policy=policy, optimizer=optimizer)
     if run.first_step == 0 and config.eval_every and problems:
-        run.log_samples(0, *evaluate(policy, tokenizer, sum_reward, problems, config))
+        run.log_samples(0, *evaluate(policy, tokenizer, task_reward, problems, config))
 
     for step in run.steps():
         started = time.perf_counter()
@@ -146,7 +146,7 @@ def main(argv=None) -> None:
         if run.due(step, config.eval_every):
             row["eval_pairs"] = evaluate_pairs(policy, held_out, config, device)
             if problems:
-                row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, sum_reward, problems,
+                row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, task_reward, problems,
                                                            config))
         run.log(row, [grad_norm])
         run.save(step)
@@ -187,7 +187,7 @@ def load_problems(config, tokenizer, context: int) -> list[dict]:
     if config.data:
         return []
     longest = context - config.max_new_tokens
-    return held_out_problems(config.eval_problems, tokenizer, longest)
+    return held_out_problems("sums", config.eval_problems, tokenizer, longest)
 
 
 @user_errors()

@@ -28,6 +28,7 @@ from rollout import (micro_batches, mini_batches, token_log_probs,
 from support import parallel
 from support.cli import parse, script, setting
 from support.decoding import Decoder
+from support.environments import start_environment
 from support.metrics import Averages, rollout_metrics, step_metrics
 from support.models import Reference, pick_device, torch_rng
 from support.rl import KLCoefficient, Reward, load_prompts, load_start
@@ -130,9 +131,10 @@ def sample_answers(config, policy, tokenizer, reward, examples, i, temperature):
     """An answer to each example, in the noise of (seed, i). -> Rollout, rewards (B,)"""
     prompts = [example["ids"] for example in examples]
     rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
+    environment, stop_ids = start_environment(config, tokenizer, examples)
     rollout = parallel.generate(Decoder(policy), prompts, config.max_new_tokens,
-                                tokenizer.stop_ids, temperature, rng, config.micro_batch_tokens)
-    return rollout, reward(examples, rollout)
+                                stop_ids, temperature, rng, config.micro_batch_tokens, environment)
+    return rollout, reward(examples, rollout, environment)
 
 
 if __name__ == "__main__":

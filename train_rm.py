@@ -29,7 +29,7 @@ from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device, torch_rng
 from support.rl import load_start
 from support.run import Run
-from task import encode_problems, sum_problems, sum_reward
+from task import encode_problems, make_problems, task_reward
 
 
 @dataclass(kw_only=True)
@@ -184,14 +184,15 @@ def sample_pairs(policy, tokenizer, n: int, seed: int, max_new_tokens: int, held
     pairs = []
     # Blocks of 256 prompts. A policy that is nearly always right gives few pairs.
     for block in range(20 + n // 8):
-        problems = sum_problems(256, numpy_rng(seed, block, f"pairs {held_out}"), held_out)
+        rng = numpy_rng(seed, block, f"pairs {held_out}")
+        problems = make_problems("sums", 256, rng, held_out)
         encode_problems(problems, tokenizer)
         examples = repeat_each(problems, 2)
-        answers, _ = answer(policy, tokenizer, sum_reward, examples, max_new_tokens, 1.0,
+        answers, _ = answer(policy, tokenizer, task_reward, examples, max_new_tokens, 1.0,
                             torch_rng(seed, block, f"pairs {held_out}"), micro_batch_tokens)
         for problem, first, second in zip(problems, answers[::2], answers[1::2]):
             # By reward: the wrong one first.
-            (low, wrong, wrong_ended), (high, right, right_ended) = sorted((first, second))
+            (low, [wrong], wrong_ended), (high, [right], right_ended) = sorted((first, second))
             if wrong_ended and right_ended and low < high:
                 pairs.append({"prompt": problem["ids"], "chosen": right, "rejected": wrong})
         if len(pairs) >= n:

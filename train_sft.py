@@ -20,15 +20,15 @@ from losses import sft_loss
 from model import ModelConfig, Transformer
 from rollout import micro_batches, token_log_probs
 from support import parallel
-from support.cli import RunConfig, parse, script, setting, user_errors
+from support.cli import RunConfig, parse, refuse, script, setting, user_errors
 from support.data import hold_out, pad_batch, read_demonstrations, take
 from support.metrics import Averages, step_metrics
 from support.models import numpy_rng, pick_device
 from support.rl import load_start
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
-from task import (REASON_SHARE, demonstration, encode_problems, held_out_problems, sum_problems,
-                  sum_reward)
+from task import (REASON_SHARE, TASKS, demonstration, encode_problems, held_out_problems,
+                  make_problems, task_reward)
 
 # 0.8 M parameters.
 SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128,
@@ -43,13 +43,24 @@ class Config(RunConfig):
     model: str = setting(
         "", "a Hugging Face or run directory to start from, or OWNER/NAME on the hub, instead of "
         "a new small model")
-    steps: int = setting(1000, "steps, of one update each", low=1)
+    task: str = setting("sums", "the built-in task; products may ask a calculator",
+                        choices=tuple(TASKS))
+    steps: int | None = setting(None, "steps, of one update each; 1000, of products 200", low=1)
     batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "
                         "then linear to 0 over the last quarter", low=0.0)
     weight_decay: float = setting(0.1, "of AdamW", low=0.0)
     eval_every: int = setting(250, "steps between evaluations; 0: only at the end", low=0)
     save_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
+
+    def __post_init__(self):
+        if self.steps is None:
+            self.steps = 200 if self.task == "products" else 1000
+
+    def check(self, given: dict) -> None:
+        """Refuse flags that have no effect."""
+        if self.data:
+            refuse(given, "task", why="with --data")
 
 
 def main(argv=None) -> None:
@@ -96,7 +107,7 @@ def main(argv=None) -> None:
             if config.data:
                 row["eval_loss"] = evaluate_loss(policy, held_out, config, device)
             else:
-                row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, sum_reward, held_out,
+                row |= run.log_samples(step + 1, *evaluate(policy, tokenizer, task_reward, held_out,
                                                            config))
         run.log(row, [grad_norm])
         run.save(step)
@@ -129,14 +140,16 @@ def load_demonstrations(config, tokenizer, context: int):
 
     def batch(step):
         rng = numpy_rng(config.seed, step, "sft prompts")
-        reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE
-        turns = []
-        for problem in encode_problems(sum_problems(config.batch_size, rng), tokenizer):
-            answer = demonstration(problem["prompt"], rng.random() < reason_share)
-            turns.append((problem["ids"], tokenizer.encode(answer) + [tokenizer.eos_id]))
-        return turns
+        reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE[config.task]
+        rows = []
+        problems = make_problems(config.task, config.batch_size, rng)
+        for problem in encode_problems(problems, tokenizer):
+            texts = demonstration(problem["prompt"], rng.random() < reason_share)
+            *turns, answer = [tokenizer.encode(text) for text in texts]
+            rows.append([problem["ids"], *turns, answer + [tokenizer.eos_id]])
+        return rows
     longest = context - config.max_new_tokens
-    return batch, held_out_problems(config.eval_problems, tokenizer, longest)
+    return batch, held_out_problems(config.task, config.eval_problems, tokenizer, longest)
 
 
 def evaluate_loss(policy, held_out, config, device) -> float:

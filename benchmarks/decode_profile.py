@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from rollout import generate
 from rollout_speed import builtin_size
 from support.cli import parse, script, setting
-from support.models import copy_for_inference, pick_device
+from support.decoding import Decoder
+from support.models import pick_device
 
 KINDS = {"matrix products": ("mm", "addmm"),
          "attention over the cache": ("bmm", "_softmax"),
@@ -34,7 +35,7 @@ def main() -> None:
     device = pick_device(config)
     model = builtin_size()[0].to(device)
     prompts = torch.randint(0, 256, (config.rows, 10)).tolist()
-    go = lambda: generate(copy_for_inference(model), prompts, config.new_tokens, [], 1.0,
+    go = lambda: generate(Decoder(model), prompts, config.new_tokens, [], 1.0,
                           torch.Generator().manual_seed(0))
     go()
     with profile(activities=[

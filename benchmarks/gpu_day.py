@@ -62,7 +62,8 @@ import train_grpo
 from model import ModelConfig, Transformer
 from rollout import generate, token_log_probs, token_log_probs_and_entropies
 from support.cli import RunConfig, UserError, parse, script, setting
-from support.models import copy_for_inference, peak_memory_mb, pick_device
+from support.decoding import Decoder
+from support.models import peak_memory_mb, pick_device
 from support.plot import read_metrics
 from support.pretrained import load_pretrained, save_pretrained
 from support.tokenizer import builtin_tokenizer
@@ -228,7 +229,7 @@ def compare_log_probs(day: Day, shape: Shape, dtype: str, n_chunks: int) -> dict
     with mock.patch.object(rollout, "LOGITS_AT_ONCE", at_once):
         found = token_log_probs(model, tokens.to(device), mask.to(device))
         found.sum().backward()
-    sampled = generate(copy_for_inference(model), [row[:P].tolist() for row in tokens], N, [], 1.0,
+    sampled = generate(Decoder(model), [row[:P].tolist() for row in tokens], N, [], 1.0,
                        torch.Generator().manual_seed(0))
     with torch.no_grad():
         scored = token_log_probs(model, sampled.tokens, sampled.mask)
@@ -311,7 +312,7 @@ class Work:
 
     def sample(self):
         """Answers of full length to all prompts."""
-        return generate(copy_for_inference(self.model), self.prompts, self.shape.answer, [], 1.0,
+        return generate(Decoder(self.model), self.prompts, self.shape.answer, [], 1.0,
                         torch.Generator().manual_seed(0))
 
     def learn(self) -> None:

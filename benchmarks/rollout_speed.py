@@ -21,7 +21,8 @@ import torch
 from model import ModelConfig, Transformer
 from rollout import generate
 from support.cli import parse, script, setting
-from support.models import copy_for_inference, pick_device
+from support.decoding import Decoder
+from support.models import pick_device
 from support.pretrained import load_pretrained, save_pretrained
 from support.tokenizer import builtin_tokenizer
 from train_sft import SMALL
@@ -77,7 +78,7 @@ def main() -> None:
         lengths = {}
 
         def ours():
-            rollout = generate(copy_for_inference(model), prompts, config.new_tokens, stop, 1.0,
+            rollout = generate(Decoder(model), prompts, config.new_tokens, stop, 1.0,
                                torch.Generator().manual_seed(0))
             lengths["this"] = rollout.mask.sum(1).tolist()
 

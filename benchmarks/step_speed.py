@@ -34,7 +34,7 @@ from support.models import pick_device
 from support.plot import read_metrics
 from support.pretrained import load_pretrained
 from support.run import ensure_trained, find_model
-from task import demonstration, sum_problems, sum_reward
+from task import demonstration, make_problems, task_reward
 
 WARM_UP = 2
 
@@ -89,7 +89,7 @@ def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, set
         model_init_kwargs={"dtype": "float32"}, **settings)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    reward = {"reward_funcs": sum_reward} if name == "GRPO" else {}
+    reward = {"reward_funcs": task_reward} if name == "GRPO" else {}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer = getattr(trl, name + "Trainer")(
             model=str(model), args=arguments, train_dataset=Dataset.from_list(rows),
@@ -107,8 +107,8 @@ def main() -> None:
     model, tokenizer = load_pretrained(start, torch.float32, device)
     rate, _ = limits(device, product_dtype(device))
     rng, steps = np.random.default_rng(0), config.steps + WARM_UP
-    right = lambda p: demonstration(p["prompt"], rng.random() < 0.5)
-    problems = sum_problems(steps * max(config.pairs, config.prompts), rng)
+    right = lambda p: demonstration(p["prompt"], rng.random() < 0.5)[0]
+    problems = make_problems("sums", steps * max(config.pairs, config.prompts), rng)
     pairs = [{**p, "chosen": right(p), "rejected": str(rng.integers(298, 999))}
              for p in problems[:steps * config.pairs]]
     shown = [{"prompt": p["prompt"], "completion": right(p)}
@@ -120,14 +120,14 @@ def main() -> None:
         folder = Path(folder)
         for name, rows in (("prompts", problems), ("pairs", pairs), ("shown", shown)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "reward.py").write_text("from task import sum_reward\n")
+        (folder / "reward.py").write_text("from task import task_reward\n")
         flags = ["--model", str(start), "--lr", "1e-5", "--data"]
         # name: our script and its flags; TRL's rows, batch size and settings
         work = {
             "GRPO": (
                 train_grpo.main,
                 [*flags, f"{folder}/prompts.jsonl",
-                 "--reward", f"{folder}/reward.py:sum_reward",
+                 "--reward", f"{folder}/reward.py:task_reward",
                  "--prompts-per-step", str(config.prompts),
                  "--max-new-tokens", str(config.new_tokens),
                  "--minibatches", "1"],

@@ -79,7 +79,7 @@ MDP = [
     Concept(
         "mask, and its holes", "动作掩码",
         equation="mask[b, t] = 1  ⇔  token t was chosen by the policy",
-        code=["rollout.py:generate:mask = (column"],
+        code=["rollout.py:generate:mask = written"],
         tests=["test_rollout.py::test_layout",
                "test_losses.py::test_gae_by_hand"],
         experiment="",
@@ -89,7 +89,7 @@ MDP = [
     Concept(
         "stop token, an action", "结束符（EOS），也是动作",
         equation="mask = 1 at the stop token: log π(stop ∣ s_T) is trained",
-        code=["rollout.py:generate:response_lengths[rows] += ~finished"],
+        code=["rollout.py:generate:lengths[rows] += ~finished"],
         tests=["test_rollout.py::test_stop_token_is_an_action",
                "test_data.py::test_answers_end_with_the_stop_token"],
         experiment="",
@@ -122,6 +122,20 @@ MDP = [
         experiment="",
         english="A prompt and its answer are one episode; a batch of them is a rollout.",
         in_chinese="一个提示词及其回答是一个回合；一批轨迹即一次 rollout。"),
+    Concept(
+        "environment, which answers between two actions", "环境（工具、用户、搜索）",
+        equation="s_{t+1} = s_t, a_t, o:  ∇ log p(o ∣ s_t, a_t) = 0",
+        code=["rollout.py:_ask:replies.append(environment",
+              "rollout.py:generate:next_tokens = torch.where(is_told",
+              "support/environments.py:Conversations"],
+        tests=["test_environment.py::test_sampled_log_probs_are_the_scored_ones_after_a_hole",
+               "test_policy_gradient.py::test_with_a_tool_every_estimator_has_the_exact_gradient",
+               "test_policy_gradient.py::test_training_on_the_worlds_tokens_bends_the_gradient"],
+        experiment="",
+        english=("What it writes (o) is part of the next state, and nobody's choice: no gradient, "
+                 "no discount, no KL. With one, text is a decision process like any other; "
+                 "without, only the policy is random."),
+        in_chinese="环境写的内容（o）属于下一个状态，不是动作：没有梯度，不折扣，不计 KL。"),
     Concept(
         "truncation", "截断",
         equation="finished[b] = False: max_new_tokens came before a stop token",
@@ -161,7 +175,7 @@ MDP = [
     Concept(
         "verifiable rewards", "可验证奖励（RLVR）",
         equation="r(x, y) = 1 if the answer is right, else 0",
-        code=["task.py:verify_sum", "support/rewards.py:exact_reward"],
+        code=["task.py:verify_answer", "support/rewards.py:exact_reward"],
         tests=["test_data.py::test_verifier", "test_data.py::test_exact"],
         experiment="table",
         english="A program checks the answer: no learned score that could be fooled.",

@@ -57,7 +57,11 @@ def setting(default, help: str, low=None, high=None, choices=None):
 @dataclass(kw_only=True)
 class RunConfig:
     """The settings that every training script has."""
-    out: str = setting("", "the run directory; runs/<algorithm> if not given")
+    # The scripts that have these settings make fields of them.
+    task: typing.ClassVar[str] = "sums"
+    environment: typing.ClassVar[str] = ""
+    out: str = setting("", "the run directory; runs/<algorithm> if not given, and "
+                       "runs/<algorithm>_products of that task")
     model: str = setting("", "a Hugging Face or run directory to start from, or OWNER/NAME on "
                          "the hub, instead of runs/sft")
     data: str = setting("", "a JSONL file, instead of the built-in task")
@@ -79,7 +83,12 @@ class RunConfig:
 
 
 def run_path(config) -> Path:
-    return Path(config.out or f"runs/{config.algorithm}")
+    return Path(config.out or default_run(config.algorithm, config.task))
+
+
+def default_run(algorithm: str, task: str) -> str:
+    """Where a run on a built-in task is, unless told otherwise: runs/sft, runs/sft_products."""
+    return f"runs/{algorithm}" + ("" if task == "sums" else f"_{task}")
 
 
 class OneLineParser(argparse.ArgumentParser):

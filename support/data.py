@@ -67,7 +67,7 @@ def _check_fields(columns: dict, names: tuple[str, ...], instead: str, place: st
         value = columns.get(name)
         may_be_text = name != instead
         is_text = may_be_text and isinstance(value, str)
-        if not is_text and not _holds_messages(value):
+        if not is_text and not holds_messages(value):
             found = json.dumps(value)[:60] if name in columns else "missing"
             text_or = "text or " if may_be_text else ""
             raise ValueError(f"{place}: {name} is {found}, "
@@ -78,7 +78,7 @@ def _check_fields(columns: dict, names: tuple[str, ...], instead: str, place: st
                          "expected one kind")
 
 
-def _holds_messages(value) -> bool:
+def holds_messages(value) -> bool:
     """Whether a field's value is a list of at least one {"role", "content"} message."""
     if not isinstance(value, list) or not value:
         return False

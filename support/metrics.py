@@ -8,6 +8,7 @@ import torch
 from losses import kl_k1, kl_k3, masked_mean
 from rollout import Rollout, token_kl
 from support import parallel
+from support.environments import told_mask
 
 EXACT_KL_ROWS = 32      # of each step: the exact KL needs all logits of two models
 
@@ -57,7 +58,17 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
         "response_length": mask.sum(1).float().mean(),
         "finished": rollout.finished.float().mean()}
     numbers = dict(zip(means, fetch(list(means.values()))))
-    return {**numbers, "samples": config.samples_of(rewards)}
+    return {**numbers, "samples": config.samples_of(rewards),
+            **environment_metrics(config, rollout)}
+
+
+def environment_metrics(config, rollout: Rollout) -> dict[str, float]:
+    """calls: the environment's replies per answer; asks: the share of answers that got any."""
+    if config.task != "products" and not config.environment:
+        return {}
+    begins = told_mask(rollout).long().diff(dim=1) == 1
+    calls = begins.sum(1)                                                   # (B,)
+    return {"calls": calls.float().mean().item(), "asks": (calls > 0).float().mean().item()}
 
 
 def step_metrics(grad_norms: list[float], mask: torch.Tensor, started: float) -> dict[str, float]:

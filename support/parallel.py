@@ -32,14 +32,21 @@ def world() -> int:
 # ------------------------------------------------------------------------- sampling and scoring
 
 def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: float,
-             generator: torch.Generator | None, micro_batch_tokens: int) -> Rollout:
+             generator: torch.Generator | None, micro_batch_tokens: int,
+             environment=None) -> Rollout:
     """As in rollout.py, each process its block of the prompts; all have all answers.
 
-    The noise of a row is what it is in one process."""
+    The noise of a row is what it is in one process, and so is its number, by which the environment
+    knows it. Each process asks for its own rows."""
     n = len(prompts)
+    first = my_block(range(n))[0]
+
+    def ask(row, ids):
+        return environment(first + row, ids)
     noise = torch.rand(n, max_new_tokens, generator=generator)
     rollout = rollout_module.generate(model, my_block(prompts), max_new_tokens, stop_ids,
-                                      temperature, noise=my_block(noise),
+                                      temperature, None, environment and ask,
+                                      noise=my_block(noise),
                                       micro_batch_tokens=micro_batch_tokens)
     if world() == 1:
         return rollout
@@ -79,6 +86,15 @@ def gather(x: Tensor, n: int) -> Tensor:
     my_block(whole).copy_(x)
     dist.all_reduce(whole)
     return whole
+
+
+def gather_dict(x: dict) -> dict:
+    """The entries that the processes have, on all of them."""
+    if world() == 1:
+        return x
+    parts = [None] * world()
+    dist.all_gather_object(parts, x)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 # ------------------------------------------------------------------------------- gradients: sum

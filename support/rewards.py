@@ -14,7 +14,7 @@ import torch
 
 from support.cli import UserError
 from support.parallel import on_rank_0
-from task import sum_reward
+from task import task_reward
 
 # A sign belongs to the number unless it stands right after a letter, a digit, a period or a closing
 # bracket: in "10-7" this finds the 7, in "x = -7" the -7.
@@ -97,7 +97,7 @@ def exact_reward(prompts, completions, answer, **columns) -> list[float]:
     return rewards
 
 
-BUILT_IN_REWARDS = {"verifier": sum_reward, "exact": exact_reward}
+BUILT_IN_REWARDS = {"verifier": task_reward, "exact": exact_reward}
 
 
 def load_reward(spec: str, data: str):
@@ -108,18 +108,24 @@ def load_reward(spec: str, data: str):
         raise ValueError("--reward exact needs --data with a field `answer`")
     if spec in BUILT_IN_REWARDS:
         return BUILT_IN_REWARDS[spec]
+    return load_function("--reward", spec, "`verifier`, `exact` or FILE.py:FUNCTION")
+
+
+def load_function(flag: str, spec: str, expected: str):
+    """The function of the user's that a flag's FILE.py:FUNCTION names. ValueError if it has none.
+
+    expected: what an error says that the flag takes."""
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
-        raise ValueError(f"--reward {spec}: expected `verifier`, `exact` or FILE.py:FUNCTION "
-                         "with a file that exists")
+        raise ValueError(f"{flag} {spec}: expected {expected} with a file that exists")
     module = _make_module(file)
     try:
         module.__spec__.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--reward {spec}: importing {file} failed: {error!r}") from error
+        raise ValueError(f"{flag} {spec}: importing {file} failed: {error!r}") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"--reward {spec}: {file} has no function {name}")
+        raise ValueError(f"{flag} {spec}: {file} has no function {name}")
     return function
 
 
@@ -149,10 +155,12 @@ def as_float(score) -> float:
 
 @on_rank_0
 def reward_answers(reward, examples: list[dict], answers: list[list[int]], finished: list[bool],
-                   tokenizer) -> list[float]:
+                   tokenizer, completions: list | None = None) -> list[float]:
     """The reward function's score of each answer.
 
-    It sees text (for message prompts, messages) without special tokens. Its columns are the data's
+    It sees text (for message prompts, messages) without special tokens, with what a calculator
+    wrote in between. completions: the messages of each answer, where an environment has a part in
+    them; if there are none, the answer is one message. Its columns are the data's
     other fields, and `finished`: whether each answer ended by itself. A built-in one gives 0 to an
     answer that was cut off.
 
@@ -161,7 +169,11 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
     texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
     name = getattr(reward, "__name__", repr(reward))
 
-    given = _call_reward(reward, name, examples, texts, finished)
+    if completions is None:
+        completions = [text if isinstance(example["prompt"], str)
+                       else [{"role": "assistant", "content": text}]
+                       for example, text in zip(examples, texts)]
+    given = _call_reward(reward, name, examples, completions, finished)
     if len(given) != len(answers):
         raise UserError(f"the reward function {name} gave {len(given)} values "
                         f"for {len(answers)} answers, expected one each", status=1)
@@ -172,10 +184,8 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
         if not abs(score) <= torch.finfo(torch.float32).max:
             # An integer may have too many digits to be printed.
             shown = score if isinstance(value, int) else value
-            example = examples[i]
-            question = f"line {example['line']}" if "line" in example else repr(example["prompt"])
             raise UserError(f"the reward function {name} gave {repr(shown)[:60]} to "
-                            f"{texts[i][:60]!r}, an answer to {question}, "
+                            f"{texts[i][:60]!r}, an answer to {place_of(examples[i])}, "
                             "expected a finite number of float32", status=1)
         scores.append(score)
     if reward in BUILT_IN_REWARDS.values():
@@ -183,24 +193,32 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
     return scores
 
 
-def _call_reward(reward, name: str, examples: list[dict], texts: list[str],
+def _call_reward(reward, name: str, examples: list[dict], completions: list,
                  finished: list[bool]) -> list:
     """What the reward function gives, as a list. UserError if it fails; name: of the function."""
     prompts = [example["prompt"] for example in examples]
-    completions = []
-    for prompt, text in zip(prompts, texts):
-        if isinstance(prompt, str):
-            completions.append(text)
-        else:
-            completions.append([{"role": "assistant", "content": text}])
-    columns = {}
-    for field in examples[0].get("columns", ()):
-        columns[field] = [example["columns"][field] for example in examples]
     try:
-        given = reward(prompts, completions, **columns, finished=finished)
+        given = reward(prompts, completions, **columns_of(examples), finished=finished)
         # A generator runs only now.
         return list(given) if isinstance(given, Iterable) else [given]
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"the reward function {name} failed at {where.filename}, "
-                        f"line {where.lineno}: {error!r}", status=1) from error
+        raise UserError(f"the reward function {name} failed {where_it_failed(error)}",
+                        status=1) from error
+
+
+def columns_of(examples: list[dict]) -> dict[str, list]:
+    """The data's other fields, as a user's function gets them: name -> its value of each row."""
+    columns = {}
+    for field in examples[0].get("columns", ()):
+        columns[field] = [example["columns"][field] for example in examples]
+    return columns
+
+
+def place_of(example: dict) -> str:
+    """How an error names a row: its line in the data, or the problem."""
+    return f"line {example['line']}" if "line" in example else repr(example["prompt"])
+
+
+def where_it_failed(error: Exception) -> str:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {where.filename}, line {where.lineno}: {error!r}"

@@ -10,15 +10,17 @@ from losses import adaptive_kl_coef
 from model import ScalarModel
 from rollout import Rollout, sequence_scores
 from support import parallel
-from support.cli import RunConfig, UserError, flag_of, refuse, setting, user_errors
+from support.cli import (RunConfig, UserError, default_run, flag_of, refuse, setting,
+                         user_errors)
 from support.data import (drop_unusable, encode_examples, encode_prompt, hold_out, read_jsonl,
                           take)
+from support.environments import load_environment, split_turns
 from support.models import copy_for_inference, numpy_rng
 from support.pretrained import load_pretrained, load_scalar_model
 from support.rewards import load_reward, reward_answers, read_right_answer
 from support.run import ensure_trained, find_model
 from support.tokenizer import same_tokenizer
-from task import encode_problems, held_out_problems, sum_problems, sum_reward
+from task import TASKS, encode_problems, held_out_problems, make_problems, task_reward
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,11 @@ class RLConfig(RunConfig):
     """The settings of PPO and GRPO alike."""
     kl_in: ClassVar[str] = "reward"                 # as PPO has it
     aggregate: ClassVar[str] = "token-mean"
+    task: str = setting("sums", "the built-in task; products may ask a calculator",
+                        choices=tuple(TASKS))
+    environment: str = setting(
+        "", "FILE.py:FUNCTION, what says the next messages of a conversation in --data")
+    max_turns: int = setting(4, "turns of the assistant in a conversation, at most", low=1)
     reward: str = setting("", "verifier, exact (the column `answer`), or FILE.py:FUNCTION")
     reward_model: str = setting("", "a reward model, run or model directory or OWNER/NAME on the "
                                 "hub, instead of --reward")
@@ -63,6 +70,15 @@ class RLConfig(RunConfig):
         if self.epochs * self.minibatches == 1:
             refuse(given, "clip", "clip_low", "clip_high", "value_clip",
                    why="with one update per step: policy and values are still the old ones")
+        if self.data:
+            refuse(given, "task", why="with --data")
+        elif self.environment:
+            raise UserError("--environment needs --data with prompts of messages")
+        if self.task == "products" and not (self.reward or self.reward_model):
+            raise UserError("--task products has no reward model of its own: expected "
+                            "--reward verifier or --reward-model")
+        if not self.environment:
+            refuse(given, "max_turns", why="without --environment")
         if self.kl_coef == 0:
             refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
         if not self.kl_target:
@@ -79,8 +95,11 @@ class RLConfig(RunConfig):
 
 @user_errors()
 def load_start(config, train_sft, run, device):
-    """The model to start from and its tokenizer: --model, or runs/sft. `run` notes what it was."""
-    start = config.model or ensure_trained("runs/sft", train_sft, config)
+    """The model to start from and its tokenizer: --model, or runs/sft (of products,
+    runs/sft_products). `run` notes what it was."""
+    start = config.model
+    if not start:
+        start = ensure_trained(default_run("sft", config.task), train_sft, config)
     start = find_model(start, run.noted.get("model"))
     policy, tokenizer = load_pretrained(start, torch.float32, device)
     run.note(model=start, data=config.data)
@@ -130,17 +149,21 @@ class Reward:
             with user_errors():
                 self.function = load_reward(config.reward, config.data)
         else:
-            self.function = None if config.data else sum_reward
+            self.function = None if config.data else task_reward
             path = config.reward_model or ensure_trained("runs/rm", train_rm, config)
             self.path = find_model(path, run.noted.get("reward_model"))
             model = load_scores("reward_model", self.path, tokenizer, run, device)
             self.model = copy_for_inference(model).requires_grad_(False)
 
-    def __call__(self, examples: list[dict], rollout: Rollout) -> torch.Tensor:
-        """The reward of each answer. (B,) float32"""
+    def __call__(self, examples: list[dict], rollout: Rollout, environment=None) -> torch.Tensor:
+        """The reward of each answer. (B,) float32
+
+        environment: what had a part in the answers, if anything had."""
         if self.model is None:
-            rewards = reward_answers(self.function, examples, rollout.responses(),
-                                     rollout.finished.tolist(), self.tokenizer)
+            turns = split_turns(rollout)
+            rewards = reward_answers(self.function, examples, [sum(ids, []) for ids in turns],
+                                     rollout.finished.tolist(), self.tokenizer,
+                                     environment and environment.completions(turns))
             return torch.tensor(rewards, device=self.device)
 
         scores = parallel.map_micro_batches(sequence_scores, self.model, rollout.tokens,
@@ -160,12 +183,14 @@ def concatenate(rollouts: list[Rollout]) -> Rollout:
         return torch.cat(parts)
 
     return Rollout(tokens=join("tokens"), mask=join("mask"), logp=join("logp"),
-                   finished=join("finished"), prompt_lengths=join("prompt_lengths"))
+                   finished=join("finished"), prompt_lengths=join("prompt_lengths"),
+                   lengths=join("lengths"))
 
 
 # -------------------------------------------------------------------------------------- prompts
 
-def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
+def read_prompts(path: str, reward: str, tokenizer, longest: int,
+                 environment: str = "") -> list[dict]:
     """Prompts of a JSONL file for PPO and GRPO, `longest` tokens at most.
 
     Examples as read_jsonl gives them, with "prompt" and its "ids"; "columns" are the other fields,
@@ -177,6 +202,13 @@ def read_prompts(path: str, reward: str, tokenizer, longest: int) -> list[dict]:
     if reward:
         for example in examples:
             _check_names(example["columns"], f"{path}, line {example['line']}")
+
+    if environment:
+        load_environment(environment)
+        for example in examples:
+            if isinstance(example["columns"]["prompt"], str):
+                raise ValueError(f"{path}, line {example['line']}: prompt is text, expected "
+                                 "messages for --environment")
 
     # The names of all lines' fields, in the order in which they first come. A dict keeps it.
     names = {}
@@ -231,7 +263,7 @@ def load_prompts(config, tokenizer, *models):
     context = min(model.config.max_seq_len for model in models if model is not None)
     longest = context - config.max_new_tokens
     if config.data:
-        examples = read_prompts(config.data, config.reward, tokenizer, longest)
+        examples = read_prompts(config.data, config.reward, tokenizer, longest, config.environment)
         train, held_out = hold_out(examples, config.data, config.eval_problems)
 
         def batch(step):
@@ -241,9 +273,9 @@ def load_prompts(config, tokenizer, *models):
 
     def batch(step):
         rng = numpy_rng(config.seed, step, f"{config.algorithm} prompts")
-        return encode_problems(sum_problems(config.prompts_per_step, rng), tokenizer)
+        return encode_problems(make_problems(config.task, config.prompts_per_step, rng), tokenizer)
 
-    return batch, held_out_problems(config.eval_problems, tokenizer, longest)
+    return batch, held_out_problems(config.task, config.eval_problems, tokenizer, longest)
 
 
 # -------------------------------------------------------------------------------------------- β

@@ -78,6 +78,8 @@ def ensure_trained(run: str, train, config) -> str:
     if not is_there(model):
         print(f"{run} is not there yet: training it first", flush=True)
         arguments = ["--out", run]
+        if config.task != "sums":
+            arguments += ["--task", config.task]
         if config.device:
             arguments += ["--device", config.device]
         if is_there(Path(run) / "config.json"):

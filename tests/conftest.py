@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 
 # Before torch looks for GPUs: models, batches and bits of these tests are the CPU's. With
 # GPU_TESTS=1 those of test_gpu.py have the GPU.
@@ -44,6 +46,56 @@ def result(run) -> dict:
             "samples": text("samples.txt"),
             "pairs": text("pairs.jsonl"),
             "model": (run / "model" / "model.safetensors").read_bytes()}
+
+
+SHORT_TEMPLATE = (
+    "{% for m in messages %}{{ m.role[:1] + '>' + m.content + '<|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a>' }}{% endif %}")
+ENVIRONMENT = '''
+import os, signal
+from pathlib import Path
+
+def echo(conversations, good, **columns):
+    """What was said backwards, and how often it was asked; or nothing more."""
+    assert len(conversations) == len(good)
+    replies = []
+    for messages in conversations:
+        said = messages[-1]["content"]
+        n = sum(message["role"] == "assistant" for message in messages)
+        reply = [{"role": "tool", "content": said[::-1][:3]}, {"role": "user", "content": str(n)}]
+        replies.append(reply if len(said) % 3 else None)
+        messages.clear()
+    return replies
+
+def always(conversations, **columns):
+    return [[{"role": "tool", "content": "x"}] for _ in conversations]
+
+def killed(conversations, **columns):
+    """Kills its process in the middle of a call, once."""
+    with open("calls.txt", "a") as f:
+        f.write("x")
+    if Path("calls.txt").stat().st_size == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return echo(conversations, **columns)
+
+def score(prompts, completions, finished, **columns):
+    for prompt, completion in zip(prompts, completions):
+        roles = [message["role"] for message in completion]
+        assert prompt[0]["role"] == "user" and roles[0] == "assistant"
+        assert "<|endoftext|>" not in str(completion)
+    return [sum(message["content"].count("a") for message in completion
+                if message["role"] == "assistant") / 6 for completion in completions]
+'''
+
+
+def write_chats(place, path) -> None:
+    """The tiny model with a chat template, which says a, b, c; prompts of messages; environments
+    and a reward."""
+    shutil.copytree(place / "sft" / "model", path / "chat")
+    (path / "chat" / "chat_template.jinja").write_text(SHORT_TEMPLATE)
+    rows = [{"prompt": [{"role": "user", "content": f"{i}:"}], "good": str(i)} for i in range(40)]
+    (path / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "world.py").write_text(ENVIRONMENT)
 
 
 @pytest.fixture(scope="session")

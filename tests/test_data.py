@@ -24,17 +24,17 @@ from support.pretrained import load_pretrained, load_scalar_model, save_pretrain
 from support.rewards import exact_reward, load_reward, reward_answers
 from support.rl import load_prompts, read_prompts
 from support.tokenizer import Tokenizer
-from task import demonstration, sum_problems, sum_reward, verify_sum
+from task import demonstration, make_problems, task_reward, verify_answer
 
 
 # ----------------------------------------------------------------------------------------- the task
 
 def test_demonstrations_are_correct_in_both_styles():
-    for problem in sum_problems(300, np.random.default_rng(0)):
+    for problem in make_problems("sums", 300, np.random.default_rng(0)):
         for reason in (False, True):
-            text = demonstration(problem["prompt"], reason)
-            assert verify_sum(problem["prompt"], text) == 1 and ("<think>" in text) == reason
-    assert demonstration("17+58+23=", True) == "<think>17+58=75, 75+23=98</think>98"
+            [text] = demonstration(problem["prompt"], reason)
+            assert verify_answer(problem["prompt"], text) == 1 and ("<think>" in text) == reason
+    assert demonstration("17+58+23=", True) == ["<think>17+58=75, 75+23=98</think>98"]
 
 
 @pytest.mark.parametrize("completion, right", [
@@ -43,10 +43,10 @@ def test_demonstrations_are_correct_in_both_styles():
     ("<think>98", 0), ("98</think>", 0), ("the sum is 98", 0),
     ("-98", 0), ("9_8", 0), ("٩٨", 0), ("9" * 5000, 0)])
 def test_verifier(completion, right):
-    assert verify_sum("17+58+23=", completion) == right
+    assert verify_answer("17+58+23=", completion) == right
 
 
-@pytest.mark.parametrize("reward", [sum_reward, exact_reward])
+@pytest.mark.parametrize("reward", [task_reward, exact_reward])
 def test_a_cut_off_answer_is_never_right(tokenizer, reward):
     examples = [{"prompt": "17+58+23=", "columns": {"answer": 98}}] * 2
     ended, cut_off = [*b"98", tokenizer.eos_id], [*b"98"]
@@ -82,8 +82,9 @@ def test_exact(completion, answer, right):
 
 
 def test_held_out_problems_are_never_trained_on():
-    train = {p["prompt"] for p in sum_problems(5000, np.random.default_rng(0))}
-    held_out = {p["prompt"] for p in sum_problems(5000, np.random.default_rng(1), held_out=True)}
+    train = {p["prompt"] for p in make_problems("sums", 5000, np.random.default_rng(0))}
+    problems = make_problems("sums", 5000, np.random.default_rng(1), held_out=True)
+    held_out = {p["prompt"] for p in problems}
     assert not train & held_out and len(held_out) > 4500
 
 
@@ -459,11 +460,11 @@ def test_each_purpose_has_a_random_stream_of_its_own():
 def test_each_algorithm_draws_problems_of_its_own(place, tmp_path, monkeypatch, tokenizer):
     drawn = {"sft": set()}
 
-    def watched(n, rng, held_out=False):
-        problems = sum_problems(n, rng, held_out)
+    def watched(task, n, rng, held_out=False):
+        problems = make_problems(task, n, rng, held_out)
         drawn["sft"].update(p["prompt"] for p in problems)
         return problems
-    monkeypatch.setattr(train_sft, "sum_problems", watched)
+    monkeypatch.setattr(train_sft, "make_problems", watched)
     train_sft.main(["--model", str(place / "random"), "--out", str(tmp_path / "run"),
                     "--steps", "3", "--eval-problems", "1"])
     model = Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 128))

@@ -45,9 +45,14 @@ def closed_form(folder: Path) -> None:
     test_closed_form.draw(folder / "closed_form.png", steps=2)
 
 
+def tool(folder: Path) -> None:
+    runpy.run_path(str(DOCS / "tool.py"))["draw"](folder)
+
+
 SCRIPTS = {
     "lab": (lab, "python compare.py --figures --out docs/lab"),
     "curves": (curves, "python docs/curves.py --figures"),
+    "tool": (tool, "python docs/tool.py --figures"),
     "benchmarks": (benchmarks, "python benchmarks/training_speed.py --figures "
                    "--growth docs/benchmarks/growth.png --out docs/benchmarks/growth_cpu.json"),
     ".": (closed_form, "python tests/test_closed_form.py")}

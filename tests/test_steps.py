@@ -29,7 +29,7 @@ from support.decoding import Decoder
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
-from task import sum_reward
+from task import task_reward
 
 TOKENIZER = builtin_tokenizer()
 STOP = TOKENIZER.eos_id
@@ -489,7 +489,7 @@ def test_sft_of_the_builtin_task(tmp_path, train, monkeypatch):
         adam.check(update, sft_lr(step, 0.002))
         found = {"eval_greedy": "", "eval_sampled": ""}
         if step + 1 in (15, 20):
-            found = evaluation(entries, update.after, reward=sum_reward, max_new_tokens=32,
+            found = evaluation(entries, update.after, reward=task_reward, max_new_tokens=32,
                                temperature=1.0, micro_batch_tokens=900)
             problems = {example["prompt"] for example in entries.of("evaluate")[0].examples}
             assert len(problems) == 5
@@ -603,7 +603,7 @@ def test_pairs_of_the_builtin_task(monkeypatch):
         n = range(len(examples))
         rewards = [float(i % 4 in (0, 3)) for i in n]
         # The answers of every third problem are cut off.
-        return [(rewards[i], [*f"{i:03}".encode(), STOP], i % 6 != 4) for i in n], None
+        return [(rewards[i], [[*f"{i:03}".encode(), STOP]], i % 6 != 4) for i in n], None
     monkeypatch.setattr(train_rm, "answer", answer)
 
     def keep(name, make):
@@ -615,7 +615,7 @@ def test_pairs_of_the_builtin_task(monkeypatch):
         pairs, prompts = [], set()
         for call in calls:
             assert (call.model, call.max_new_tokens, call.temperature) == ("policy", 9, 1.0)
-            assert call.reward is sum_reward and call.tokens == 77
+            assert call.reward is task_reward and call.tokens == 77
             assert len(call.examples) == 512
             for i in range(0, 512, 2):
                 example, again = call.examples[i:i + 2]
@@ -798,7 +798,7 @@ def test_dpo_of_the_builtin_task(place, tmp_path, train, monkeypatch):
              "--max-new-tokens", 8, "--micro-batch-tokens", 60]
     diary, rows, run = train(train_dpo, *words, "--steps", 3, "--eval-every", 2)
     start = load_pretrained(place / "sft" / "model")[0]
-    given = {"reward": sum_reward, "max_new_tokens": 8, "temperature": 1.0,
+    given = {"reward": task_reward, "max_new_tokens": 8, "temperature": 1.0,
              "micro_batch_tokens": 60}
     assert_first_evaluation(diary, start, **given)
     assert len(diary.of("evaluate")[0].examples) == 5
@@ -1094,7 +1094,7 @@ def test_ppo(place, tmp_path, train, case):
         assert not (run / "samples.txt").exists()
     else:
         assert_first_evaluation(diary, start, **EVALUATED)
-        verifies = diary.of("evaluate")[0].reward is sum_reward
+        verifies = diary.of("evaluate")[0].reward is task_reward
         assert titles(run) == [0, 2, s.steps] and verifies == (case == "builtin_task")
     parts = {"policy", "critic", "optimizer", "critic_optimizer", "reference", "kl_coef"}
     states = assert_end(diary, rows, run, parts, policy)
@@ -1359,7 +1359,7 @@ def test_grpo(place, tmp_path, train, case):
         assert not (run / "samples.txt").exists()
     else:
         assert_first_evaluation(diary, start, **EVALUATED)
-        verifies = diary.of("evaluate")[0].reward is sum_reward
+        verifies = diary.of("evaluate")[0].reward is task_reward
         assert titles(run) == [0, 2, 3] and verifies == (case == "builtin_task")
     parts = {"policy", "optimizer", "reference", "kl_coef"}
     states = assert_end(diary, rows, run, parts, policy)

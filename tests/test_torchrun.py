@@ -14,6 +14,7 @@ import train_grpo
 import train_ppo
 import train_rm
 import train_sft
+from conftest import write_chats
 from kills import sample_pairs
 from model import ScalarModel
 from support import plot, rl
@@ -52,6 +53,11 @@ RUNS = {
     "dapo_idle": (train_grpo, [
         *RL, "--method", "dapo", "--prompts-per-step", "1", "--group-size", "3",
         "--kl-coef", "0.01", "--eval-problems", "1"]),
+    # The environment is asked in each process, for its own rows.
+    "grpo_asks": (train_grpo, [
+        *SAMPLED, "--model", "chat", "--data", "chats.jsonl", "--environment", "world.py:echo",
+        "--reward", "world.py:score", "--prompts-per-step", "3", "--group-size", "5",
+        "--max-new-tokens", "40", "--eval-every", "2"]),
     # One prompt has one greedy answer.
     "remax_idle": (train_grpo, [
         *RL, "--method", "remax", "--prompts-per-step", "1", "--group-size", "3"])}
@@ -120,6 +126,8 @@ def inside(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(plot, "draw_curves", lambda *arguments: None)
     monkeypatch.setattr(train_rm, "sample_pairs", sample_pairs)
+    if not Path("chat").exists():
+        write_chats(place, place)
     if not Path("scores").exists():
         policy, tokenizer = load_pretrained("sft/model")
         scores = ScalarModel(policy)
