@@ -3,6 +3,7 @@
     python evaluate.py runs/grpo            a table and some samples
     python evaluate.py runs/grpo --json     the same numbers for a program
     python evaluate.py runs/grpo --chat     type prompts, read answers
+    python evaluate.py MODEL --plan         what training it holds in memory; --plan --help: flags
 
 A run is evaluated as it was trained: on the rows of its --data that it held out (or on fresh
 problems of the built-in task), with its reward, length and temperature, and its KL is to the model
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 
 from rollout import Rollout, generate, token_kl
-from support import parallel
+from support import memory, parallel
 from support.cli import UserError, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
 from support.models import copy_for_inference, pick_device, torch_rng
@@ -126,6 +127,8 @@ def main(argv=None) -> None:
         path = ""
     else:
         raise UserError("expected a run or model directory first, such as runs/grpo")
+    if "--plan" in argv:
+        return memory.main(path, [flag for flag in argv if flag != "--plan"])
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():
