@@ -39,7 +39,7 @@ MODELS = {
 # doesn't fit. With this they go back to the system at once, as torch has it on a GPU.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
 ALGORITHMS = ("sft", "dpo", "grpo", "ppo")
-PROMPT, ANSWER, ROWS, MICRO_BATCH_TOKENS = 64, 64, 32, 2048
+PROMPT, ANSWER, ROWS, MICRO_BATCH_TOKENS = 112, 16, 16, 1024
 
 
 @dataclass(kw_only=True)

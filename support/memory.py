@@ -50,8 +50,10 @@ class Sizes:
             transformer = Transformer(model)
         self.model = model
         self.parameters = sum(p.numel() for p in transformer.parameters())
-        self.linear = sum(p.numel() for module in transformer.layers.modules()
-                          if isinstance(module, nn.Linear) for p in module.parameters())
+        linear = [p for module in transformer.layers.modules() if isinstance(module, nn.Linear)
+                  for p in module.parameters()]
+        self.linear = sum(p.numel() for p in linear)                # biases included
+        self.matrices = sum(p.numel() for p in linear if p.dim() == 2)
         self.head = model.vocab_size * model.dim
         # A reward model and a critic have one number a token in place of the head.
         self.trunk = self.parameters - (0 if model.tie_embeddings else self.head)
@@ -191,7 +193,7 @@ class Plan:
             numbers += (4 + self.width) * (sizes.q + sizes.kv)
             numbers += 4 * (model.n_heads + model.n_kv_heads)
         # Autocast rounds matrices as well, once a micro-batch.
-        matrices = 2 * sizes.linear // model.n_layers if self.autocast else 0
+        matrices = 2 * sizes.matrices // model.n_layers if self.autocast else 0
         return self.tokens * numbers + matrices
 
     def head_update(self) -> int:
@@ -201,6 +203,9 @@ class Plan:
         earlier = gradient if self.has_chunks else 0
         # Logits and log-probs; for the entropies, two more.
         forward = (4 if self.samples else 2) * self.logits
+        if not self.has_chunks:
+            # One chunk is not computed again: its log-probs are kept, and the rounded matrix.
+            forward += self.rounded_head + (self.logits if self.samples else 0)
         # Log-probs, and the gradients on both sides of them.
         softmax = earlier + self.rounded_head + 3 * self.logits
         # The head's gradient, beside that of the logits or as autocast computes it.
@@ -233,15 +238,16 @@ def table(sizes: Sizes, config: Config) -> list[str]:
 
 
 def fit(sizes: Sizes, config: Config, algorithm: str, card: int) -> str:
-    """The first flags with which `card` GB are enough, or "no": first without recomputing, first
-    the larger micro-batches; at last, a quarter of the rows."""
-    for rows in (config.rows, max(1, config.rows // 4))[:1 + (algorithm in SAMPLING)]:
+    """The first flags with which `card` GB are enough, or "no": the fewest rows last, before that
+    --grad-checkpoint, before that smaller micro-batches."""
+    for part in (1, 4, 16) if algorithm in SAMPLING else (1,):
         for grad_checkpoint in (False, True):
             for size in (8192, 4096, 2048, 1024):
+                rows = max(1, config.rows // part)
                 tried = replace(config, rows=rows, grad_checkpoint=grad_checkpoint,
                                 micro_batch_tokens=size)
                 if 1.1 * Plan(sizes, tried, algorithm).peak() + 1e9 <= card * 1e9:
-                    fewer = "" if rows == config.rows else f", {rows} rows"
+                    fewer = "" if part == 1 else f", {rows} rows"
                     return f"{size}{' gc' if grad_checkpoint else ''}{fewer}"
     return "no"
 

@@ -1,0 +1,276 @@
+"""What support/memory.py adds up, against tensors: each term, and the peak of whole runs."""
+import importlib
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import evaluate
+import rollout
+from model import ModelConfig, ScalarModel, Transformer
+from rollout import token_log_probs
+from support import memory
+from support.cli import RunConfig, UserError
+from support.memory import ALGORITHMS, Config, Plan, Sizes
+from support.models import Reference, copy_for_inference, pick_device
+from support.pretrained import save_pretrained
+from support.tokenizer import builtin_tokenizer
+
+LLAMA = ModelConfig(300, 32, 3, 4, 2, 88, 64)
+QWEN2 = ModelConfig(300, 48, 2, 6, 1, 60, 40, qkv_bias=True, tie_embeddings=False)
+QWEN3 = ModelConfig(320, 32, 2, 4, 4, 48, 64, head_dim=16, qk_norm=True)
+FAMILIES = pytest.mark.parametrize("sizes", [LLAMA, QWEN2, QWEN3], ids=["llama", "qwen2", "qwen3"])
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def dtype(request):
+    """The two of --dtype, as pick_device sets them."""
+    pick_device(RunConfig(device="cpu", dtype=request.param))
+    yield request.param
+    pick_device(RunConfig(device="cpu"))
+
+
+def plan(sizes, algorithm, **settings):
+    return Plan(Sizes(sizes), Config(**settings), algorithm)
+
+
+def storages(tensors) -> dict:
+    """Of each memory once, its bytes, by its address."""
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+
+
+def size(tensors) -> int:
+    return sum(storages(tensors).values())
+
+
+def of_model(model) -> list:
+    return [*model.parameters(), *model.buffers()]
+
+
+def term(found, name) -> int:
+    nbytes, _ = found.terms[name]
+    return nbytes
+
+
+@FAMILIES
+def test_what_learns_is_exact(sizes, dtype):
+    """Weights, gradients and Adam's averages are float32 in both."""
+    policy = Transformer(sizes)
+    found = plan(sizes, "ppo", dtype=dtype)
+    of_rm = plan(sizes, "rm", dtype=dtype)
+    for model, names, expected in (
+            (policy, ("weights", "gradients", "Adam"), found),
+            (ScalarModel(policy), ("critic", "critic's gradients", "critic's Adam"), found),
+            (ScalarModel(policy), ("weights", "gradients", "Adam"), of_rm)):
+        # The scalar head is not counted.
+        parameters = [p for name, p in model.named_parameters() if name != "score.weight"]
+        optimizer = torch.optim.AdamW(parameters, fused=True)
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        averages = [x for state in optimizer.state.values()
+                    for x in (state["exp_avg"], state["exp_avg_sq"])]
+        gradients = [p.grad for p in parameters]
+        assert [term(expected, name) for name in names] == [
+            size([*parameters, *model.buffers()]), size(gradients), size(averages)]
+    assert term(of_rm, "SFT model") == size(of_model(policy))
+
+
+@FAMILIES
+def test_what_is_frozen_is_exact(sizes, dtype):
+    policy = Transformer(sizes)
+    found = plan(sizes, "ppo", dtype=dtype)
+    reference = Reference(policy, SimpleNamespace(ref_ema=0.0, ref_sync=0))
+    assert term(found, "reference") == size(of_model(reference.model))
+    scalar = copy_for_inference(ScalarModel(policy))
+    assert term(found, "reward model") == size(of_model(scalar)) - 4 * sizes.dim
+    own = storages(of_model(copy_for_inference(policy))).items() - storages(of_model(policy)).items()
+    copied = term(found, "bfloat16 copy") if dtype == "bfloat16" else 0
+    assert copied == sum(nbytes for _, nbytes in own)
+
+
+@FAMILIES
+def test_the_cache_is_exact(sizes, dtype):
+    policy = Transformer(sizes)
+    prompts = torch.randint(0, 300, (7, 5))
+    with torch.no_grad():
+        cache, _ = rollout._prefill(policy, prompts, torch.full((7,), 5), 6, 15)
+    found = plan(sizes, "grpo", dtype=dtype, rows=7, prompt_tokens=5, max_new_tokens=6)
+    assert term(found, "KV cache") == cache.data.nbytes
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@FAMILIES
+def test_activations_are_exact(sizes, dtype, grad_checkpoint):
+    """What autograd keeps of the layers, beside weights and cosines."""
+    rows, prompt, answer = 3, 9, 8
+    policy = Transformer(sizes)
+    policy.grad_checkpoint = grad_checkpoint
+    tokens = torch.randint(0, 300, (rows, prompt + answer - 1))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        policy.hidden(tokens)
+    cosines = tokens.shape[1] * sizes.head_dim // 2
+    others = storages([*of_model(policy), tokens])
+    found = {address: nbytes for address, nbytes in storages(kept).items()
+             if address not in others and nbytes != 4 * cosines}
+    expected = plan(sizes, "sft", dtype=dtype, prompt_tokens=prompt, max_new_tokens=answer,
+                    micro_batch_tokens=rows * (prompt + answer), grad_checkpoint=grad_checkpoint)
+    assert term(expected, "activations") == sum(found.values())
+
+
+def test_a_chunk_of_logits_follows_rollout(monkeypatch):
+    settings = dict(prompt_tokens=4, max_new_tokens=8, micro_batch_tokens=48)
+    whole = plan(LLAMA, "sft", **settings)
+    assert whole.logits == 4 * 32 * 300 and not whole.has_chunks
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 3100)
+    part = plan(LLAMA, "sft", **settings)
+    assert part.logits == 4 * 10 * 300 and part.has_chunks
+
+
+# ------------------------------------------------------------------------------ peaks of whole runs
+
+MODEL = ModelConfig(1500, 64, 2, 4, 2, 172, 64)
+PROMPT, ANSWER, ROWS = 18, 6, 16
+
+
+def peak_of(function) -> int:
+    """The most bytes of tensors that a call holds, by what torch's allocator notes."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [event for event in profiler.profiler.kineto_results.events()
+              if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model, a reward model, and data of which every row is full."""
+    path = tmp_path_factory.mktemp("plan")
+    tokenizer = builtin_tokenizer()
+    torch.manual_seed(0)
+    policy = Transformer(MODEL)
+    save_pretrained(policy, tokenizer, path / "model")
+    save_pretrained(ScalarModel(policy), tokenizer, path / "rm")
+    lines = [{"prompt": f"{i:018}", "completion": "a" * 5, "chosen": "a" * 5,
+              "rejected": "b" * 5} for i in range(60)]
+    (path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (path / "reward.py").write_text("def score(prompts, completions, **columns):\n"
+                                    "    return [i % 2 for i in range(len(prompts))]\n")
+    return path
+
+
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_peak_of_a_run(inputs, tmp_path, monkeypatch, algorithm, grad_checkpoint):
+    """Two steps of two micro-batches, with chunks of logits; float32, and bfloat16 with
+    --grad-checkpoint."""
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 40 * MODEL.vocab_size)
+    dtype = "bfloat16" if grad_checkpoint else "float32"
+    flags = ["--model", str(inputs / "model"), "--data", str(inputs / "data.jsonl"),
+             "--out", str(tmp_path / "run"), "--steps", "2", "--save-every", "0",
+             "--micro-batch-tokens", str(ROWS // 2 * (PROMPT + ANSWER)), "--dtype", dtype]
+    if grad_checkpoint:
+        flags.append("--grad-checkpoint")
+    more = {"sft": ["--batch-size", "16"], "rm": ["--batch-size", "8"],
+            "dpo": ["--batch-size", "8"], "ppo": ["--reward-model", str(inputs / "rm")],
+            "grpo": ["--reward", f"{inputs / 'reward.py'}:score", "--group-size", "4"]}[algorithm]
+    if algorithm in ("grpo", "ppo"):
+        n_prompts = ROWS // 4 if algorithm == "grpo" else ROWS
+        more += ["--max-new-tokens", str(ANSWER), "--minibatches", "1",
+                 "--prompts-per-step", str(n_prompts)]
+    if algorithm == "ppo":
+        more += ["--critic-warmup", "0"]
+    else:
+        more += ["--eval-every", "0", "--eval-problems", "1"]
+    script = importlib.import_module(f"train_{algorithm}")
+    try:
+        measured = peak_of(lambda: script.main([*flags, *more]))
+    finally:
+        pick_device(RunConfig(device="cpu"))
+    expected = plan(MODEL, algorithm, prompt_tokens=PROMPT, max_new_tokens=ANSWER, rows=ROWS,
+                    micro_batch_tokens=ROWS // 2 * (PROMPT + ANSWER), dtype=dtype,
+                    grad_checkpoint=grad_checkpoint).peak()
+    assert math.isclose(expected, measured, rel_tol=0.03), (expected, measured)
+
+
+# --------------------------------------------------------------------------------- the command line
+
+def write_config(path, **changes):
+    save_pretrained(Transformer(QWEN3), builtin_tokenizer(), path)
+    for file in path.iterdir():
+        if file.name != "config.json":
+            file.unlink()
+    return path
+
+
+def test_config_json_is_enough(tmp_path, capsys):
+    path = write_config(tmp_path / "model")
+    evaluate.main([str(path), "--plan", "--prompt-tokens", "8", "--max-new-tokens", "8",
+                   "--rows", "4", "--dtype", "float32"])
+    printed = capsys.readouterr().out
+    expected = plan(QWEN3, "ppo", prompt_tokens=8, max_new_tokens=8, rows=4, dtype="float32")
+    [peak] = [line for line in printed.splitlines() if line.startswith("peak")]
+    assert peak.split()[-1] == f"{expected.peak() / 2 ** 20:,.0f}"
+
+
+def test_a_run_is_planned_as_its_model(place, capsys):
+    flags = ["--plan", "--prompt-tokens", "8", "--max-new-tokens", "8"]
+    evaluate.main([str(place / "sft"), *flags])
+    of_run = capsys.readouterr().out
+    evaluate.main([str(place / "sft" / "model"), *flags])
+    assert of_run == capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--chat"], "unrecognized arguments: --chat"),
+    (["--problems", "4"], "unrecognized arguments: --problems 4"),
+    (["--rows", "0"], "--rows: 0 is out of range"),
+    (["--dtype", "float16"], "float16"),
+    (["--prompt-tokens", "60"], "--prompt-tokens 60 and --max-new-tokens 256: 316 tokens, "
+                                "expected at most the model's context of 64"),
+])
+def test_flags_that_dont_go_together(tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.main([str(write_config(tmp_path / "model")), "--plan", *flags])
+
+
+def test_a_wrong_model(tmp_path):
+    with pytest.raises(UserError, match="nowhere/config.json: not found"):
+        evaluate.main(["nowhere", "--plan"])
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="config.json: model_type is 'gpt2', expected llama"):
+        evaluate.main([str(tmp_path), "--plan"])
+
+
+def test_what_fits_is_the_first_that_does():
+    """By the peak itself: the flags named fit, and those tried before don't."""
+    sizes, config = Sizes(ModelConfig(50000, 512, 8, 8, 2, 1536, 4096)), Config(max_new_tokens=512)
+
+    def fits(algorithm, card, **flags):
+        needed = Plan(sizes, replace(config, **flags), algorithm).peak()
+        return 1.1 * needed + 1e9 <= card * 1e9
+    for algorithm in ALGORITHMS:
+        for card in range(2, 14):
+            found = memory.fit(sizes, config, algorithm, card)
+            tried = [(rows, gc, tokens)
+                     for rows in ((256, 64, 16) if algorithm in ("grpo", "ppo") else (256,))
+                     for gc in (False, True) for tokens in (8192, 4096, 2048, 1024)]
+            good = [fits(algorithm, card, rows=rows, grad_checkpoint=gc, micro_batch_tokens=tokens)
+                    for rows, gc, tokens in tried]
+            if not any(good):
+                assert found == "no"
+                continue
+            rows, gc, tokens = tried[good.index(True)]
+            fewer = "" if rows == 256 else f", {rows} rows"
+            assert found == f"{tokens}{' gc' if gc else ''}{fewer}"
+
+
