@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from rollout import Rollout, generate, token_kl
-from support import memory, parallel
+from support import parallel, plan
 from support.cli import UserError, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
 from support.models import copy_for_inference, pick_device, torch_rng
@@ -128,7 +128,7 @@ def main(argv=None) -> None:
     else:
         raise UserError("expected a run or model directory first, such as runs/grpo")
     if "--plan" in argv:
-        return memory.main(path, [flag for flag in argv if flag != "--plan"])
+        return plan.main(path, [flag for flag in argv if flag != "--plan"])
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():

@@ -87,9 +87,9 @@ def measure(algorithm: str, folder: Path, name: str, dtype: str, grad_checkpoint
     """MB: the most that the process of a script held."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [sys.executable, f"train_{algorithm}.py", "--model", str(folder / name),
-                   "--steps", "2", "--save-every", "0", "--micro-batch-tokens", str(MICRO_BATCH_TOKENS),
-                   "--device", "cpu", "--dtype", dtype, "--out", f"{out}/run",
-                   *flags_of(algorithm, folder, name)]
+                   "--steps", "2", "--save-every", "0",
+                   "--micro-batch-tokens", str(MICRO_BATCH_TOKENS), "--device", "cpu", "--dtype", dtype,
+                   "--out", f"{out}/run", *flags_of(algorithm, folder, name)]
         if grad_checkpoint:
             command.append("--grad-checkpoint")
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True,

@@ -12,7 +12,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import peak_memory  # noqa: E402
 
 from model import ModelConfig  # noqa: E402
-from support.memory import LEGEND, Config, Plan, Sizes, fit_table, table  # noqa: E402
+from support.memory import Config, Plan, Sizes  # noqa: E402
+from support.plan import LEGEND, fit_table, table  # noqa: E402
 
 # The sizes of their config.json.
 MODELS = {
@@ -36,8 +37,9 @@ card. `--plan --help` lists the flags: rows, `--micro-batch-tokens`, `--grad-che
 
 ## What fits
 
-256 answers a step in GRPO and PPO, rows of 256 + 512 tokens, bfloat16. The cells are the first that
-fit: first without `--grad-checkpoint`, first the larger micro-batches, at last a quarter of the rows.
+256 answers a step in GRPO and PPO, rows of 256 + 512 tokens, bfloat16. A cell is the first that
+fits: without `--grad-checkpoint` before with it, large micro-batches before small ones, and fewer
+answers a step only where nothing else helps.
 
 """
 DETAILS = """

@@ -1,35 +1,29 @@
-"""What training a model holds in memory: does it fit, and with which flags?
+"""What training a model holds in memory, term by term.
 
-    python evaluate.py MODEL --plan --prompt-tokens 256 --max-new-tokens 512
-
-MODEL is a run, or a model directory of which config.json is enough. What is held differs between
-the phases of a step, so the peak is that of the largest phase, not the sum of what is never there
-together. It is the peak of a step of full rows of --data, after Adam's first update, in several
-micro-batches. It counts tensors alone: Python and torch, and a GPU's context, come on top.
+What is held differs between the phases of a step, so the peak is that of the largest phase, not the
+sum of what is never there together. It is the peak of a step of full rows of --data, after Adam's
+first update, in several micro-batches. It counts tensors alone: Python and torch, and a GPU's
+context, come on top.
 
 With --dtype bfloat16 weights, gradients and Adam's averages are float32 all the same: see
 support/models.py. Attention is taken to be one kernel, which never holds the T x T weights. On a
 GPU that is so in bfloat16; in float32, where heads are grouped, they may come on top.
 """
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 import rollout
 from model import ModelConfig, Transformer
-from support.cli import UserError, parse, setting, user_errors
-from support.pretrained import read_config
-from support.run import find_model
+from support.cli import setting
 
 ALGORITHMS = ("sft", "rm", "dpo", "grpo", "ppo")
 SAMPLING = ("grpo", "ppo")
-PREFILL, DECODE, SCORE, HEAD, LAYERS = PHASES = (
-    "sample: prompts", "sample: answers", "score", "update: head", "update: layers")
-CARDS = (16, 24, 48, 80)                # GB of 10^9 bytes
-LEGEND = """\
-8192: --micro-batch-tokens 8192; gc: with --grad-checkpoint; 64 rows: so many answers a step.
-A tenth of the peak is left free, and 1 GB for the GPU's context. No GPU has confirmed this yet."""
+PREFILL, DECODE, SCORE, HEAD, LAYERS, EMBEDDING = PHASES = (
+    "sample: prompts", "sample: answers", "score",
+    "update: head", "update: layers", "update: embedding")
+UPDATE = HEAD, LAYERS, EMBEDDING
 
 
 @dataclass(kw_only=True)
@@ -155,10 +149,10 @@ class Plan:
     def add_update(self, algorithm: str) -> None:
         model, sizes = self.model, self.sizes
         # Of the micro-batches before. zero_grad frees them until the next update.
-        self.add("gradients", 4 * (sizes.trunk if self.is_rm else sizes.parameters), HEAD, LAYERS)
+        self.add("gradients", 4 * (sizes.trunk if self.is_rm else sizes.parameters), *UPDATE)
         if algorithm == "ppo":
             # The critic's activations are gone when the policy's come.
-            self.add("critic's gradients", 4 * sizes.trunk, HEAD, LAYERS)
+            self.add("critic's gradients", 4 * sizes.trunk, *UPDATE)
         # With --grad-checkpoint a layer keeps its input, and all else while it is computed again.
         layer = self.layer_activations()
         stream = 4 * self.tokens * model.dim
@@ -169,11 +163,16 @@ class Plan:
             self.add("a layer computed again", layer, LAYERS)
         # Gradients of gate and up. What comes later takes the place of what this frees.
         self.add("a layer's backward pass", self.tokens * 2 * model.ffn_dim * self.width, LAYERS)
+        gradient = 4 * sizes.head
         if not self.is_rm:
             self.add("logits and head", self.head_update(), HEAD)
-            if model.tie_embeddings:
-                # It waits for the embedding's, which comes last, to be added.
-                self.add("gradient of the head", 4 * sizes.head, LAYERS)
+        # The embedding's gradient comes last. The head's waits for it if they are one matrix, and
+        # their sum is a third tensor, unless autocast computed the head's.
+        waits = model.tie_embeddings and not self.is_rm
+        if waits:
+            self.add("gradient of the head", gradient, LAYERS, EMBEDDING)
+        tensors = 2 if waits and not self.autocast else 1
+        self.add("gradient of the embedding", tensors * gradient, EMBEDDING)
 
     def layer_forward(self, tokens: int) -> int:
         """Without gradients: x, its norm; gate, silu(gate) and up."""
@@ -213,62 +212,3 @@ class Plan:
         # torch adds gradients in place, but not those of a matrix that it didn't have to round.
         total = earlier + gradient + (0 if self.autocast else earlier)
         return 4 * self.model.dim * self.actions + max(forward, softmax, product, total)
-
-
-# ----------------------------------------------------------------------------- what people see
-
-def table(sizes: Sizes, config: Config) -> list[str]:
-    """A line for each term, each phase and the peak, in MB as peak_memory_mb is logged: 2^20."""
-    plans = [Plan(sizes, config, algorithm) for algorithm in ALGORITHMS]
-
-    def line(name: str, amounts, held: str = "") -> str:
-        cells = [f"{nbytes / 2 ** 20:9,.0f}" if nbytes else f"{'-':>9}" for nbytes in amounts]
-        return f"{name:28}{''.join(cells)}   {held}".rstrip()
-
-    lines = [f"{'MB':28}" + "".join(f"{name:>9}" for name in ALGORITHMS) + "   held"]
-    for name in dict.fromkeys(name for plan in plans for name in plan.terms):
-        found = [plan.terms.get(name, (0, ())) for plan in plans]
-        phases = max((phases for _, phases in found), key=len)
-        held = "always" if phases == PHASES else ", ".join(phases)
-        lines.append(line(name, [nbytes for nbytes, _ in found], held))
-    lines.append("")
-    for phase in PHASES:
-        lines.append(line(phase, [plan.phase(phase) for plan in plans]))
-    return [*lines, line("peak: the largest of them", [plan.peak() for plan in plans])]
-
-
-def fit(sizes: Sizes, config: Config, algorithm: str, card: int) -> str:
-    """The first flags with which `card` GB are enough, or "no": the fewest rows last, before that
-    --grad-checkpoint, before that smaller micro-batches."""
-    for part in (1, 4, 16) if algorithm in SAMPLING else (1,):
-        for grad_checkpoint in (False, True):
-            for size in (8192, 4096, 2048, 1024):
-                rows = max(1, config.rows // part)
-                tried = replace(config, rows=rows, grad_checkpoint=grad_checkpoint,
-                                micro_batch_tokens=size)
-                if 1.1 * Plan(sizes, tried, algorithm).peak() + 1e9 <= card * 1e9:
-                    fewer = "" if part == 1 else f", {rows} rows"
-                    return f"{size}{' gc' if grad_checkpoint else ''}{fewer}"
-    return "no"
-
-
-def fit_table(sizes: Sizes, config: Config) -> list[str]:
-    """A line for each card, a column for each algorithm."""
-    lines = [f"{'fits into':9}" + "".join(f"{name:>17}" for name in ALGORITHMS)]
-    for card in CARDS:
-        cells = [f"{fit(sizes, config, algorithm, card):>17}" for algorithm in ALGORITHMS]
-        lines.append(f"{card:6} GB" + "".join(cells))
-    return lines
-
-
-def main(path: str, argv: list[str]) -> None:
-    config = parse(Config, __doc__, argv)
-    with user_errors():
-        model = read_config(find_model(path) / "config.json")
-    length = config.prompt_tokens + config.max_new_tokens
-    if length > model.max_seq_len:
-        raise UserError(f"--prompt-tokens {config.prompt_tokens} and --max-new-tokens "
-                        f"{config.max_new_tokens}: {length} tokens, expected at most the "
-                        f"model's context of {model.max_seq_len}")
-    sizes = Sizes(model)
-    print("\n".join([*table(sizes, config), "", *fit_table(sizes, config), "", LEGEND]))

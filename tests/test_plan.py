@@ -1,8 +1,11 @@
-"""What support/memory.py adds up, against tensors: each term, and the peak of whole runs."""
+"""What support/memory.py adds up, against tensors: each term, and the peak of whole runs. And the
+command that prints it."""
 import importlib
 import json
 import math
+import runpy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 import evaluate
 import rollout
 from model import ModelConfig, ScalarModel, Transformer
-from rollout import token_log_probs
-from support import memory
+from rollout import token_log_probs_and_entropies
 from support.cli import RunConfig, UserError
-from support.memory import ALGORITHMS, Config, Plan, Sizes
+from support.memory import ALGORITHMS, PHASES, UPDATE, Config, Plan, Sizes
 from support.models import Reference, copy_for_inference, pick_device
+from support.plan import fit
 from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 
@@ -88,9 +91,10 @@ def test_what_is_frozen_is_exact(sizes, dtype):
     assert term(found, "reference") == size(of_model(reference.model))
     scalar = copy_for_inference(ScalarModel(policy))
     assert term(found, "reward model") == size(of_model(scalar)) - 4 * sizes.dim
-    own = storages(of_model(copy_for_inference(policy))).items() - storages(of_model(policy)).items()
-    copied = term(found, "bfloat16 copy") if dtype == "bfloat16" else 0
-    assert copied == sum(nbytes for _, nbytes in own)
+    of_policy = storages(of_model(policy))
+    added = sum(nbytes for address, nbytes in storages(of_model(copy_for_inference(policy))).items()
+                if address not in of_policy)
+    assert added == (term(found, "bfloat16 copy") if dtype == "bfloat16" else 0)
 
 
 @FAMILIES
@@ -151,6 +155,33 @@ def peak_of(function) -> int:
     return peak
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("grad_checkpoint", [False, True])
+@pytest.mark.parametrize("rows_of_a_chunk", [3, 100])
+def test_the_peak_of_an_update(dtype, rows_of_a_chunk, grad_checkpoint, tied, monkeypatch):
+    """With a head as large as all else, in several chunks of logits and in one; gradients of a
+    micro-batch before are there."""
+    rows, prompt, answer = 4, 20, 10
+    sizes = ModelConfig(4000, 64, 2, 4, 2, 172, 64, tie_embeddings=tied)
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", rows_of_a_chunk * sizes.vocab_size)
+    policy = Transformer(sizes)
+    policy.grad_checkpoint = grad_checkpoint
+    for p in policy.parameters():
+        p.grad = torch.zeros_like(p)
+    tokens = torch.randint(0, 4000, (rows, prompt + answer))
+    mask = (torch.arange(prompt + answer) >= prompt).expand(tokens.shape)
+
+    def update():
+        logp, _ = token_log_probs_and_entropies(policy, tokens, mask)
+        logp.sum().backward()
+    found = plan(sizes, "grpo", dtype=dtype, prompt_tokens=prompt, max_new_tokens=answer, rows=rows,
+                 micro_batch_tokens=rows * (prompt + answer), grad_checkpoint=grad_checkpoint)
+    before = sum(nbytes for name, (nbytes, phases) in found.terms.items()
+                 if phases == PHASES or name == "gradients")
+    expected = max(map(found.phase, UPDATE)) - before
+    assert math.isclose(expected, peak_of(update), rel_tol=0.05)
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A model, a reward model, and data of which every row is full."""
@@ -171,9 +202,10 @@ def inputs(tmp_path_factory):
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_the_peak_of_a_run(inputs, tmp_path, monkeypatch, algorithm, grad_checkpoint):
-    """Two steps of two micro-batches, with chunks of logits; float32, and bfloat16 with
-    --grad-checkpoint."""
-    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 40 * MODEL.vocab_size)
+    """Two steps of two micro-batches: float32 with chunks of logits, and bfloat16 with one chunk
+    and --grad-checkpoint."""
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", (100 if grad_checkpoint else 20) *
+                        MODEL.vocab_size)
     dtype = "bfloat16" if grad_checkpoint else "float32"
     flags = ["--model", str(inputs / "model"), "--data", str(inputs / "data.jsonl"),
              "--out", str(tmp_path / "run"), "--steps", "2", "--save-every", "0",
@@ -253,14 +285,15 @@ def test_a_wrong_model(tmp_path):
 
 def test_what_fits_is_the_first_that_does():
     """By the peak itself: the flags named fit, and those tried before don't."""
-    sizes, config = Sizes(ModelConfig(50000, 512, 8, 8, 2, 1536, 4096)), Config(max_new_tokens=512)
+    sizes = Sizes(ModelConfig(50000, 512, 8, 8, 2, 1536, 4096))
+    config = Config(max_new_tokens=512)
 
     def fits(algorithm, card, **flags):
         needed = Plan(sizes, replace(config, **flags), algorithm).peak()
         return 1.1 * needed + 1e9 <= card * 1e9
     for algorithm in ALGORITHMS:
         for card in range(2, 14):
-            found = memory.fit(sizes, config, algorithm, card)
+            found = fit(sizes, config, algorithm, card)
             tried = [(rows, gc, tokens)
                      for rows in ((256, 64, 16) if algorithm in ("grpo", "ppo") else (256,))
                      for gc in (False, True) for tokens in (8192, 4096, 2048, 1024)]
@@ -274,3 +307,17 @@ def test_what_fits_is_the_first_that_does():
             assert found == f"{tokens}{' gc' if gc else ''}{fewer}"
 
 
+
+
+def test_the_page_is_what_the_code_gives():
+    script = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "memory.py"))
+    page = script["PAGE"].read_text(encoding="utf-8")
+    assert page == script["page"](), "run `python docs/memory.py`"
+
+
+def test_predictions_are_within_a_tenth_of_what_was_measured():
+    script = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "memory.py"))
+    compared, _ = script["comparison"]()
+    assert {row["script"] for row in compared} >= {"sft", "grpo", "ppo", "dpo"}
+    for row in compared:
+        assert abs(row["predicted"] / row["tensors"] - 1) < 0.1, row
