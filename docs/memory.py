@@ -58,15 +58,15 @@ Each script runs two steps of two micro-batches in a process of its own, on a CP
 METHOD = """
 * `deep`: the first 10 layers of SmolLM2-135M; `wide`: the first 4 of Qwen2.5-0.5B, with 65,536 rows
   of its vocabulary. Random weights; rows of {prompt} + {answer} tokens, micro-batches of {tokens}.
-* Resident memory holds Python, torch and the program as well. They are measured: the same command
-  with a model of one narrow layer, less what is predicted for it ({low:.0f} to {high:.0f} MB), is
-  subtracted.
-* glibc keeps freed blocks for later, in holes that the next tensor often doesn't fit. The processes
-  run with `MALLOC_MMAP_THRESHOLD_=65536`, so that they go back at once. Without it, resident memory
-  was up to 1 GB larger than the tensors: `train_sft.py` of all of SmolLM2-135M, micro-batches of
-  2048 tokens, peaked at 6383 MB instead of about 5300.
+* Resident memory holds Python, torch and the program as well. They are measured and subtracted: the
+  same command with a model of one narrow layer, less what is predicted for that model, which leaves
+  {low:.0f} to {high:.0f} MB.
+* glibc keeps freed blocks for later, in holes that the next tensor often doesn't fit. So the
+  processes run with `MALLOC_MMAP_THRESHOLD_=65536`: freed blocks go back at once. Without it,
+  resident memory was up to 1 GB larger than what was in use: `train_sft.py` of all of SmolLM2-135M,
+  in micro-batches of 2048 tokens, peaked at 6383 MB, where tensors and program take about 5300.
 
-    python benchmarks/peak_memory.py --out docs/benchmarks/memory_cpu.json
+`python benchmarks/peak_memory.py --out docs/benchmarks/memory_cpu.json` measures again.
 """
 
 
