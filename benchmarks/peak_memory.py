@@ -9,6 +9,7 @@ memory holds Python, torch and the program as well. They are measured, not guess
 with a model of one narrow layer is subtracted, and what is predicted for that model is added.
 """
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import BenchConfig, report
+from bench import report
 
 import torch
 
@@ -29,11 +30,11 @@ from support.tokenizer import builtin_tokenizer
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
+    "tiny": ModelConfig(512, 64, 1, 1, 1, 64, 2048),
     # The first 10 of SmolLM2-135M's 30 layers.
     "deep": ModelConfig(49152, 576, 10, 9, 3, 1536, 2048),
     # The first 4 of Qwen2.5-0.5B's 24 layers, and less than half of its vocabulary.
     "wide": ModelConfig(65536, 896, 4, 14, 2, 4864, 2048, qkv_bias=True),
-    "tiny": ModelConfig(512, 64, 1, 1, 1, 64, 2048),
 }
 # The C library keeps freed blocks of up to 32 MB for later, in holes that the next tensor often
 # doesn't fit. With this they go back to the system at once, as torch has it on a GPU.
@@ -43,9 +44,10 @@ PROMPT, ANSWER, ROWS, MICRO_BATCH_TOKENS = 112, 16, 16, 1024
 
 
 @dataclass(kw_only=True)
-class Config(BenchConfig):
+class Config:
     only: str = setting("", "one algorithm", choices=("", *ALGORITHMS))
-    model: str = setting("", "one model", choices=("", "deep", "wide"))
+    dtype: str = setting("", "one of them", choices=("", "float32", "bfloat16"))
+    out: str = setting("", "a JSON file for the numbers")
 
 
 def write_inputs(folder: Path) -> None:
@@ -70,7 +72,7 @@ def write_inputs(folder: Path) -> None:
 
 def flags_of(algorithm: str, folder: Path, name: str) -> list[str]:
     """Two micro-batches a step: ROWS rows of a prompt and an answer, or half as many pairs."""
-    if algorithm in ("sft", "dpo", "rm"):
+    if algorithm in ("sft", "dpo"):
         size = ROWS if algorithm == "sft" else ROWS // 2
         return ["--data", f"{folder}/{algorithm}.jsonl", "--batch-size", str(size),
                 "--eval-every", "0", "--eval-problems", "1"]
@@ -87,9 +89,9 @@ def measure(algorithm: str, folder: Path, name: str, dtype: str, grad_checkpoint
     """MB: the most that the process of a script held."""
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [sys.executable, f"train_{algorithm}.py", "--model", str(folder / name),
-                   "--steps", "2", "--save-every", "0",
-                   "--micro-batch-tokens", str(MICRO_BATCH_TOKENS), "--device", "cpu", "--dtype", dtype,
-                   "--out", f"{out}/run", *flags_of(algorithm, folder, name)]
+                   "--steps", "2", "--save-every", "0", "--device", "cpu", "--dtype", dtype,
+                   "--micro-batch-tokens", str(MICRO_BATCH_TOKENS), "--out", f"{out}/run",
+                   *flags_of(algorithm, folder, name)]
         if grad_checkpoint:
             command.append("--grad-checkpoint")
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True,
@@ -100,7 +102,8 @@ def measure(algorithm: str, folder: Path, name: str, dtype: str, grad_checkpoint
 
 def main() -> None:
     config = parse(Config, __doc__)
-    dtype = config.dtype or "float32"
+    algorithms = (config.only,) if config.only else ALGORITHMS
+    dtypes = (config.dtype,) if config.dtype else ("float32", "bfloat16")
     table = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -108,19 +111,15 @@ def main() -> None:
         writer = multiprocessing.get_context("spawn").Process(target=write_inputs, args=(folder,))
         writer.start()
         writer.join()
-        for algorithm in ALGORITHMS:
-            if config.only not in ("", algorithm):
+        for dtype, algorithm, name, grad_checkpoint in itertools.product(
+                dtypes, algorithms, MODELS, (False, True)):
+            # One run is enough to know what the program takes.
+            if name == "tiny" and grad_checkpoint:
                 continue
-            for name in ("tiny", "deep", "wide"):
-                if name != "tiny" and config.model not in ("", name):
-                    continue
-                for grad_checkpoint in (False, True):
-                    if name == "tiny" and grad_checkpoint:
-                        continue
-                    found = measure(algorithm, folder, name, dtype, grad_checkpoint)
-                    table.append({"script": algorithm, "model": name, "dtype": dtype,
-                                  "grad_checkpoint": grad_checkpoint, "measured MB": found})
-                    print(table[-1], flush=True)
+            found = measure(algorithm, folder, name, dtype, grad_checkpoint)
+            table.append({"script": algorithm, "model": name, "dtype": dtype,
+                          "grad_checkpoint": grad_checkpoint, "measured MB": found})
+            print(table[-1], flush=True)
     report("peak_memory", table, torch.device("cpu"), config.out)
 
 

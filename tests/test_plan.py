@@ -162,7 +162,7 @@ def test_the_peak_of_an_update(dtype, rows_of_a_chunk, grad_checkpoint, tied, mo
     """With a head as large as all else, in several chunks of logits and in one; gradients of a
     micro-batch before are there."""
     rows, prompt, answer = 4, 20, 10
-    sizes = ModelConfig(4000, 64, 2, 4, 2, 172, 64, tie_embeddings=tied)
+    sizes = ModelConfig(4000, 128, 2, 4, 2, 172, 64, tie_embeddings=tied)
     monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", rows_of_a_chunk * sizes.vocab_size)
     policy = Transformer(sizes)
     policy.grad_checkpoint = grad_checkpoint
