@@ -17,7 +17,8 @@ import rollout
 from model import ModelConfig, ScalarModel, Transformer
 from rollout import token_log_probs_and_entropies
 from support.cli import RunConfig, UserError
-from support.memory import ALGORITHMS, PHASES, UPDATE, Config, Plan, Sizes
+from support.memory import (ALGORITHMS, DECODE, PHASES, PREFILL, UPDATE, Config, Plan,
+                            Sizes)
 from support.models import Reference, copy_for_inference, pick_device
 from support.plan import fit
 from support.pretrained import save_pretrained
@@ -180,6 +181,45 @@ def test_the_peak_of_an_update(dtype, rows_of_a_chunk, grad_checkpoint, tied, mo
                  if phases == PHASES or name == "gradients")
     expected = max(map(found.phase, UPDATE)) - before
     assert math.isclose(expected, peak_of(update), rel_tol=0.05)
+
+
+@pytest.mark.parametrize("vocab_size", [300, 20000], ids=["prompts decide", "logits decide"])
+def test_the_peak_of_sampling(dtype, vocab_size):
+    rows, prompt, answer = 16, 40, 4
+    sizes = ModelConfig(vocab_size, 64, 4, 4, 2, 512, 64)
+    sampler = copy_for_inference(Transformer(sizes))
+    prompts = torch.randint(0, 300, (rows, prompt)).tolist()
+    found = plan(sizes, "grpo", dtype=dtype, rows=rows, prompt_tokens=prompt, max_new_tokens=answer,
+                 micro_batch_tokens=8 * prompt)
+    expected = max(found.phase(PREFILL), found.phase(DECODE)) - sum(
+        nbytes for name, (nbytes, phases) in found.terms.items()
+        if phases == PHASES or name == "bfloat16 copy")
+    measured = peak_of(lambda: rollout.generate(sampler, prompts, answer, [],
+                                                micro_batch_tokens=8 * prompt))
+    # Numbers of a row or a token are left out.
+    assert math.isclose(expected, measured, rel_tol=0.1)
+
+
+def test_the_peak_of_scoring(dtype, monkeypatch):
+    """It is the exact KL's, of two models."""
+    sizes = ModelConfig(4000, 64, 2, 4, 2, 172, 64)
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 50 * 4000)
+    policy, reference = Transformer(sizes), copy_for_inference(Transformer(sizes))
+    tokens = torch.randint(0, 4000, (4, 30))
+    mask = (torch.arange(30) >= 10).expand(tokens.shape)
+    found = plan(sizes, "grpo", dtype=dtype, prompt_tokens=10, max_new_tokens=20, rows=4)
+    measured = peak_of(lambda: rollout.token_kl(policy, reference, tokens, mask))
+    assert math.isclose(term(found, "a layer, then logits"), measured, rel_tol=0.1)
+
+
+def test_a_micro_batch_is_of_whole_pairs_and_of_rows_that_there_are():
+    settings = dict(prompt_tokens=4, max_new_tokens=6, rows=2, micro_batch_tokens=35)
+    tokens = {algorithm: plan(LLAMA, algorithm, **settings).tokens for algorithm in ALGORITHMS}
+    assert tokens == {"sft": 3 * 9, "rm": 2 * 10, "dpo": 2 * 9, "grpo": 2 * 9, "ppo": 2 * 9}
+    # One row, or pair, goes through however long it is.
+    settings["micro_batch_tokens"] = 1
+    assert plan(LLAMA, "sft", **settings).tokens == 9
+    assert plan(LLAMA, "dpo", **settings).tokens == 2 * 9
 
 
 @pytest.fixture(scope="module")
