@@ -132,8 +132,8 @@ class Plan:
         # Keys and values of a token, in all layers.
         token = 2 * model.n_layers * sizes.kv * self.width
         self.add("KV cache", config.rows * length * token, PREFILL, DECODE)
-        # A micro-batch of prompts has a cache of its own, which is copied into the other. The states
-        # of the one before are still there.
+        # A micro-batch of prompts has a cache of its own, which is copied into the other. The
+        # states of the one before are still there.
         prompts = min(config.rows, max(1, config.micro_batch_tokens // config.prompt_tokens))
         tokens = prompts * config.prompt_tokens
         own = tokens * (token + 4 * model.dim)
