@@ -183,6 +183,20 @@ def test_the_peak_of_an_update(dtype, rows_of_a_chunk, grad_checkpoint, tied, mo
     assert math.isclose(expected, peak_of(update), rel_tol=0.05)
 
 
+def test_the_peak_of_the_softmax(monkeypatch):
+    """It decides where a chunk is larger than the head, and no entropies are asked for."""
+    sizes = ModelConfig(4000, 16, 1, 4, 2, 16, 64)
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 20 * 4000)
+    policy = Transformer(sizes)
+    tokens = torch.randint(0, 4000, (2, 30))
+    mask = (torch.arange(30) >= 10).expand(tokens.shape)
+    measured = peak_of(lambda: rollout.token_log_probs(policy, tokens, mask).sum().backward())
+    found = plan(sizes, "sft", dtype="float32", prompt_tokens=10, max_new_tokens=20,
+                 micro_batch_tokens=60)
+    expected = term(found, "logits and head") + term(found, "activations")
+    assert math.isclose(expected, measured, rel_tol=0.05)
+
+
 @pytest.mark.parametrize("vocab_size", [300, 20000], ids=["prompts decide", "logits decide"])
 def test_the_peak_of_sampling(dtype, vocab_size):
     rows, prompt, answer = 16, 40, 4
