@@ -4,6 +4,7 @@
     python evaluate.py runs/grpo --json     the same numbers for a program
     python evaluate.py runs/grpo --chat     type prompts, read answers
     python evaluate.py runs/grpo_products   with the calculator, «what it said» in double arrows
+    python evaluate.py MODEL --plan         what training it holds in memory; --plan --help: flags
 
 A run is evaluated as it was trained: on the rows of its --data that it held out (or on fresh
 problems of its built-in task), with its environment, reward, length and temperature, and its KL is
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from rollout import Rollout, token_kl
-from support import parallel
+from support import parallel, plan
 from support.cli import UserError, default_run, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
 from support.decoding import Decoder
@@ -146,6 +147,8 @@ def main(argv=None) -> None:
         path = ""
     else:
         raise UserError("expected a run or model directory first, such as runs/grpo")
+    if "--plan" in argv:
+        return plan.main(path, [flag for flag in argv if flag != "--plan"])
     config = parse(Config, __doc__, argv)
     device = pick_device(config)
     with user_errors():

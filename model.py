@@ -116,13 +116,11 @@ class KVCache:
         values[:, :, self.length:end] = v
         return keys[:, :, :end], values[:, :, :end]
 
-    def copy_prompts(self, parts: "list[KVCache]", source):
-        """Take prompts from the caches `parts`, whose rows count on from one to the next: row b of
-        this cache is their row source[b]."""
-        self.length = parts[0].length
-        for layer, mine in enumerate(self.data):                                # (2, B, nkv, S, hs)
-            theirs = torch.cat([part.data[layer] for part in parts], 1)
-            mine[:, :, :, :self.length] = theirs[:, source]
+    def copy_prompts(self, rows, other: "KVCache", source):
+        """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
+        self.length = other.length
+        for mine, theirs in zip(self.data, other.data):                         # (2, B, nkv, S, hs)
+            mine[:, rows, :, :self.length] = theirs[:, source]
 
     def keep(self, rows):
         """Go on with these rows only, an increasing index. They move to the front, one layer after

@@ -81,7 +81,11 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
         noise = torch.rand(B, max_new_tokens, generator=generator)
     noise = noise.to(device)
 
-    tokens, prompt_lengths = _pad(prompts, P + max_new_tokens, device)
+    tokens = torch.zeros(B, P + max_new_tokens, dtype=torch.long)
+    for b, prompt in enumerate(prompts):
+        tokens[b, :len(prompt)] = torch.tensor(prompt)
+    tokens = tokens.to(device)
+    prompt_lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)   # (B,)
     lengths = prompt_lengths.clone()                        # (B,) of prompt and answer
     logp = torch.zeros(tokens.shape, device=device)
     finished = torch.zeros(B, dtype=torch.bool, device=device)
@@ -89,7 +93,7 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     # Not sampled: the prompts, and what the environment writes.
     told = torch.arange(tokens.shape[1], device=device) < prompt_lengths[:, None]
 
-    cache, h = _prefill(model, prompts, max_new_tokens, micro_batch_tokens)
+    cache, h = _prefill(model, tokens[:, :P], prompt_lengths, max_new_tokens, micro_batch_tokens)
     ask_every = ASK_EVERY_GPU if device.type == "cuda" else 1
     rows = torch.arange(B, device=device)               # the rows that are still in the batch
     for i in range(max_new_tokens):
@@ -163,38 +167,28 @@ def _check(context, prompts, max_new_tokens, temperature):
                              f"context of {context} less max_new_tokens {max_new_tokens}")
 
 
-def _prefill(model, prompts, max_new_tokens, micro_batch_tokens):
+def _prefill(model, prompts, prompt_lengths, max_new_tokens, micro_batch_tokens):
     """The prompts' pass. -> a cache that holds them, the state at the end of each prompt (B, C).
     A prompt that occurs several times, as the prompt of a group does, is computed once."""
+    B, P = prompts.shape
     weight = model.embed_tokens.weight
-    device, dtype = weight.device, weight.dtype
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    numbers = {}                                            # of the different prompts, from 0
-    for prompt in prompts:
-        numbers.setdefault(tuple(prompt), len(numbers))
-    copy_of = torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=device)   # (B,)
-    unique, lengths = _pad(list(numbers), max(map(len, prompts)), device)               # (U, P)
-    size = max(1, micro_batch_tokens // unique.shape[1])
-    parts, ends = [], []
-    for tokens, prompt_lengths in zip(unique.split(size), lengths.split(size)):
-        part = KVCache(model.config, prompt_lengths, tokens.shape[1], dtype)
-        states = model.hidden(tokens, part)                                             # (u, P, C)
-        last = prompt_lengths[:, None, None] - 1
-        ends.append(states.take_along_dim(last, 1).squeeze(1))                          # (u, C)
-        parts.append(part)
-    cache = KVCache(model.config, lengths[copy_of], unique.shape[1] + max_new_tokens, dtype)
-    cache.copy_prompts(parts, copy_of)
-    return cache, torch.cat(ends)[copy_of]
-
-
-def _pad(rows, width, device):
-    """Lists of ids as one tensor, right-padded with 0. -> (B, width), their lengths (B,)"""
-    tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    for b, ids in enumerate(rows):
-        tokens[b, :len(ids)] = torch.tensor(ids)
-    lengths = torch.tensor([len(ids) for ids in rows])
-    return tokens.to(device), lengths.to(device)
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(weight.device.type):
+        dtype = torch.get_autocast_dtype(weight.device.type)
+    cache = KVCache(model.config, prompt_lengths, P + max_new_tokens, dtype)
+    h = weight.new_empty(B, model.config.dim)
+    # Rows of [length, tokens], each once; and for each row of the batch, which of them it is.
+    keyed = torch.cat((prompt_lengths[:, None], prompts), 1)
+    unique, copy_of = keyed.unique(dim=0, return_inverse=True)
+    size = max(1, micro_batch_tokens // P)
+    for part in torch.arange(len(unique), device=prompts.device).split(size):
+        part_cache = KVCache(model.config, unique[part, 0], P, dtype)
+        states = model.hidden(unique[part, 1:], part_cache)                # (rows of part, P, C)
+        rows = torch.isin(copy_of, part).nonzero().squeeze(1)
+        source = copy_of[rows] - part[0]
+        h[rows] = states[source, prompt_lengths[rows] - 1]
+        cache.copy_prompts(rows, part_cache, source)
+    return cache, h
 
 
 def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:

@@ -60,6 +60,10 @@ class Layer:
             k_scale = attention.k_norm.weight.detach().expand(config.n_kv_heads, -1)
             self.qk_scale = torch.cat((q_scale, k_scale))                       # (nh + nkv, hs)
 
+    def mlp(self, x):
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
+        return self.down(F.silu(gate).mul_(up))
+
 
 class Decoder:
     """The model as it is now, for `generate` and nothing else. What is computed: see model.py."""
@@ -82,30 +86,28 @@ class Decoder:
         """As Transformer.hidden, with a cache."""
         # Every dtype is chosen here, so autocast would only look at each operation once more.
         with torch.autocast(tokens.device.type, enabled=False):
-            return self._hidden(tokens, cache, positions)
+            x = self.embed_tokens(tokens)                                       # (B, T, C)
+            if positions is None:
+                positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+            cos = self.cos[positions][:, :, None].to(x.dtype)                   # (B or 1, T, 1, hs)
+            sin = self.sin[positions][:, :, None].to(x.dtype)
+            for i, layer in enumerate(self.layers):
+                x = x + self._attention(x, cos, sin, cache, i)
+                x = x + layer.mlp(x)
+            cache.length += tokens.shape[1]
+            return self.norm(x)
 
-    def _hidden(self, tokens, cache, positions):
-        config = self.config
+    def _attention(self, x, cos, sin, cache, i):
+        config, layer = self.config, self.layers[i]
+        B, T, _ = x.shape
         n_heads, n_kv_heads, head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        x = self.embed_tokens(tokens)                                           # (B, T, C)
-        B, T = tokens.shape
-        if positions is None:
-            positions = torch.arange(T, device=tokens.device)[None]
-        cos = self.cos[positions][:, :, None].to(x.dtype)                       # (B or 1, T, 1, hs)
-        sin = self.sin[positions][:, :, None].to(x.dtype)
-        for i, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.attention_norm(x)).view(B, T, -1, head_dim)
-            qk, v = qkv.split((n_heads + n_kv_heads, n_kv_heads), 2)
-            if layer.qk_scale is not None:
-                qk = F.rms_norm(qk.to(x.dtype), (head_dim,), None, config.norm_eps)
-                qk = qk * layer.qk_scale
-            exchanged = qk.roll(head_dim // 2, -1)
-            qk = torch.addcmul(qk * cos, exchanged, sin).to(self.dtype)
-            q, k = qk.transpose(1, 2).split((n_heads, n_kv_heads), 1)           # (B, n, T, hs)
-            y = attend(q, k, v.transpose(1, 2), cache, i)                       # (B, nh, T, hs)
-            x = x + layer.o(y.transpose(1, 2).reshape(B, T, -1))
-            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, -1)
-            x = x + layer.down(F.silu(gate) * up)
-        cache.length += T
-        return self.norm(x)
-
+        qkv = layer.qkv(layer.attention_norm(x)).view(B, T, -1, head_dim)
+        qk, v = qkv.split((n_heads + n_kv_heads, n_kv_heads), 2)
+        if layer.qk_scale is not None:
+            qk = F.rms_norm(qk.to(x.dtype), (head_dim,), None, config.norm_eps)
+            qk = qk * layer.qk_scale
+        exchanged = qk.roll(head_dim // 2, -1)
+        qk = torch.addcmul(qk * cos, exchanged, sin).to(self.dtype)
+        q, k = qk.transpose(1, 2).split((n_heads, n_kv_heads), 1)               # (B, n, T, hs)
+        y = attend(q, k, v.transpose(1, 2), cache, i)                           # (B, nh, T, hs)
+        return layer.o(y.transpose(1, 2).reshape(B, T, -1))

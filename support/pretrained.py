@@ -117,9 +117,7 @@ def _describe(model: Transformer | ScalarModel, tokenizer: Tokenizer) -> dict:
 def _load(path: Path, build, dtype, device):
     """The model and the tokenizer of a directory. build: ModelConfig -> a model."""
     file = path / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: not found, expected a Hugging Face model directory")
-    config = _read_config(file)
+    config = read_config(file)
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(f"{file}: vocab_size is {config.vocab_size}, "
@@ -151,8 +149,10 @@ def _name_in_file(name: str) -> str:
 
 # ------------------------------------------------------------------------------------- config.json
 
-def _read_config(file: Path) -> ModelConfig:
+def read_config(file: Path) -> ModelConfig:
     """The model that a config.json describes. ValueError if we would compute another one."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: not found, expected a Hugging Face model directory")
     found = parse_object(file.read_bytes(), file)
     family = found.get("model_type")
     config = {**DEFAULTS, **FAMILIES.get(str(family), {}), **found}

@@ -54,7 +54,8 @@ def test_turns_are_interleaved_and_warm_up_is_left_out():
 
 
 @pytest.mark.parametrize("name", [
-    "decode_profile", "gpu_day", "logits_memory", "rollout_speed", "step_speed", "training_speed"])
+    "decode_profile", "gpu_day", "logits_memory", "peak_memory", "rollout_speed", "step_speed",
+    "training_speed"])
 def test_every_benchmark_finds_what_it_imports(name):
     """What they are compared with, which is a library of others, is imported later."""
     assert callable(importlib.import_module(name).main)
