@@ -97,11 +97,16 @@ class Shape:
 
 
 SHAPES = {
-    "built-in": Shape(ModelConfig(builtin_tokenizer().vocab_size, **SMALL), 256, 10, 32),
-    "SmolLM2-135M": Shape(ModelConfig(49152, 576, 30, 9, 3, 1536), 256, 64, 256),
-    "Qwen2.5-0.5B": Shape(ModelConfig(151936, 896, 24, 14, 2, 4864, qkv_bias=True), 256, 128, 256),
-    "Qwen2.5-1.5B": Shape(ModelConfig(151936, 1536, 28, 12, 2, 8960, qkv_bias=True), 256, 128, 128)}
-TINY = {"tiny": Shape(ModelConfig(300, 32, 2, 4, 2, 64, 128), 16, 8, 8)}
+    "built-in": Shape(
+        ModelConfig(builtin_tokenizer().vocab_size, **SMALL), rows=256, prompt=10, answer=32),
+    "SmolLM2-135M": Shape(
+        ModelConfig(49152, 576, 30, 9, 3, 1536), rows=256, prompt=64, answer=256),
+    "Qwen2.5-0.5B": Shape(
+        ModelConfig(151936, 896, 24, 14, 2, 4864, qkv_bias=True), rows=256, prompt=128, answer=256),
+    "Qwen2.5-1.5B": Shape(
+        ModelConfig(151936, 1536, 28, 12, 2, 8960, qkv_bias=True), rows=256, prompt=128, answer=128)
+}
+TINY = {"tiny": Shape(ModelConfig(300, 32, 2, 4, 2, 64, 128), rows=16, prompt=8, answer=8)}
 
 
 class Day:

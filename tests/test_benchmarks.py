@@ -77,7 +77,7 @@ def day(folder):
 
 
 def test_a_rehearsal_of_the_day_of_a_gpu(monkeypatch, folder, capsys):
-    """All sections but `learn`, which is two scripts' own processes, with a few of parity's runs."""
+    """All sections but `learn`, which starts two scripts, and with a few of parity's runs."""
     runs = {name: gpu_day.RUNS[name] for name in ("rm", "grpo grpo", "ppo on a reward model")}
     monkeypatch.setattr(gpu_day, "RUNS", runs)
     # To measure a machine's limits takes large products.
