@@ -102,8 +102,7 @@ def _mean(x):
 # Estimates from samples of π, one per token; x = log π - log ref (Schulman 2020,
 # joschu.net/blog/kl-approx.html). As a value, k1 and k3 are unbiased. As a loss they differ, in
 # each state: E[∇k1] = 0, E[∇k2] = ∇KL(π‖ref), E[∇k3] = ∇KL(ref‖π). A loss that sums them over an
-# answer holds its states fixed: it leaves out that earlier tokens lead to later states. In the
-# reward they count.
+# answer holds its states fixed: that earlier tokens lead to later states counts in the reward only.
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
     """k1 = x. Unbiased, noisy, often negative. In the reward; as a loss it does nothing. (B, T)"""
@@ -140,9 +139,8 @@ def kl_exact(logits: Tensor, ref_logits: Tensor) -> Tensor:
 def adaptive_kl_coef(kl_coef: float, kl: float, target: float, batch_size: int,
                      horizon: float) -> float:
     """The next β: kl_coef * (1 + e * batch_size / horizon), e = clip(kl / target - 1, ±0.2).
-    Never below 0, which a horizon under a fifth of the batch would give: that would reward KL.
-    kl: the mean over rows of the summed k1; target in the same unit; horizon in episodes.
-    Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2."""
+    Never below 0, which would reward KL. kl: the mean over rows of the summed k1; target in the
+    same unit; horizon in episodes. Ziegler et al. 2019 (arXiv:1909.08593), sec. 2.2."""
     error = float(kl) / target - 1
     error = min(max(error, -0.2), 0.2)
     factor = 1 + error * batch_size / horizon
@@ -242,8 +240,7 @@ def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Te
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor,
                clip: float | None = 0.2, denominator=None) -> LossAndStats:
     """0.5 * mean max((V - R)², (clip(V, V_old ± clip) - R)²); clip=None: 0.5 * mean (V - R)².
-    A token mean. clip is in units of reward. From OpenAI baselines' PPO2 (Huang et al. 2022, "37
-    implementation details", no. 9)."""
+    A token mean. clip is in units of reward. Huang et al. 2022, "37 implementation details", 9."""
     values, old_values, returns = _on_mask(mask, values=values, old_values=old_values,
                                            returns=returns)
     loss = error = (values - returns).square()
@@ -260,8 +257,7 @@ def grpo_loss(logp: Tensor, old_logp: Tensor, ref_logp: Tensor | None, advantage
               mode: str = "seq-mean", denominator=None) -> LossAndStats:
     """PPO's clipped surrogate plus kl_coef * k3, averaged over each answer, then over answers.
     mode="token-mean" with a higher clip_high is DAPO's, mode="seq-sum" with a constant denominator
-    Dr. GRPO's. ref_logp may be None if kl_coef is 0. Shao et al. 2024 (DeepSeekMath,
-    arXiv:2402.03300), eq. 3 and 4."""
+    Dr. GRPO's. ref_logp may be None if kl_coef is 0. DeepSeekMath (arXiv:2402.03300), eq. 3, 4."""
     loss, stats = _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high)
     if ref_logp is None and kl_coef:
         raise ValueError(f"kl_coef is {kl_coef}, but ref_logp is None")
@@ -371,8 +367,7 @@ def kto_loss(logp: Tensor, ref_logp: Tensor, desirable: Tensor, kl: Tensor, beta
 def simpo_loss(chosen_mean_logp: Tensor, rejected_mean_logp: Tensor, beta: float = 2.0,
                gamma: float = 1.0, denominator=None) -> LossAndStats:
     """-log σ(β (chosen - rejected) - γ) on log-probs averaged over the answer; no reference.
-    (B,). γ is the target margin itself, not its ratio to β. Meng et al. 2024 (arXiv:2405.14734),
-    eq. 6."""
+    (B,). γ is the target margin, not its ratio to β. Meng et al. 2024 (arXiv:2405.14734), eq. 6."""
     _same_shape(chosen_mean_logp=chosen_mean_logp, rejected_mean_logp=rejected_mean_logp)
     chosen = beta * chosen_mean_logp
     rejected = beta * rejected_mean_logp

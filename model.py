@@ -55,8 +55,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        # Under autocast q and k come in bfloat16, and leave in the weight's float32.
-        x = x.to(self.weight.dtype)
+        x = x.to(self.weight.dtype)         # under autocast q and k come in bfloat16
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -123,8 +122,8 @@ class KVCache:
             mine[:, rows, :, :self.length] = theirs[:, source]
 
     def keep(self, rows):
-        """Go on with these rows only, an increasing index. They move to the front, one layer after
-        the other: a copy of the whole cache beside it would need twice the memory."""
+        """Go on with these rows only. They move to the front, a layer at a time: to copy the whole
+        cache would need twice the memory."""
         n, filled = len(rows), self.length
         for layer in self.data:                                                 # (2, B, nkv, S, hs)
             layer[:, :n, :, :filled] = layer[:, rows, :, :filled]
@@ -143,9 +142,9 @@ def attend(q, k, v, cache: KVCache | None, layer: int):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     # One new token, T = 1. The query heads that share a key-value head are the rows of one matrix,
     # so that no key or value is copied for each of them.
-    grouped_q = q.to(keys.dtype).reshape(*k.shape[:2], -1, q.shape[-1])    # (B, nkv, nh/nkv, hs)
+    rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                     # (B, nkv, nh/nkv, hs)
     bias = cache.bias[..., :keys.shape[2]]
-    y = F.scaled_dot_product_attention(grouped_q, keys, values, attn_mask=bias)
+    y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
     return y.view(q.shape)
 
 
@@ -280,8 +279,7 @@ class ScalarModel(nn.Module):
         self.trunk = copy.deepcopy(transformer)
         del self.trunk.lm_head
         weight = transformer.embed_tokens.weight
-        self.score = nn.Linear(self.config.dim, 1, bias=False,
-                               device=weight.device, dtype=weight.dtype)
+        self.score = nn.Linear(self.config.dim, 1, bias=False).to(weight)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, tokens):

@@ -9,18 +9,18 @@ Shapes: B rows, T tokens of the longest row, P of the longest prompt, N actions,
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from losses import entropy, gather_log_probs, kl_exact
+from losses import entropy, gather_log_probs
 from model import KVCache
 
 # So many logits at a time, whatever the vocabulary: 64 MiB, and 512 MiB on a GPU. Smaller chunks
 # cost time: in the backward pass each adds a gradient of the head's weight to the others'.
 LOGITS_AT_ONCE = 2 ** 24
 LOGITS_AT_ONCE_GPU = 2 ** 27
-# A host that asks waits for its GPU: there, which rows have ended is asked once in so many tokens.
-ASK_EVERY_GPU = 8
+ASK_EVERY_GPU = 8   # tokens: asking which rows have ended makes the host wait for its GPU
 
 
 @dataclass
@@ -68,8 +68,8 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
     model at once. ValueError: a prompt is empty or, with max_new_tokens, over the context.
     environment(row, ids) is asked when a row samples a stop token, with the ids since its last
     turn. It returns the ids that the world writes next, one per step like sampled ones, or None:
-    the answer is over. (Or a function that does so, called once all rows of the step were asked.)
-    Rows wait for nobody. Here `=` and `.` are stop tokens, and `12]` is what the world writes:
+    the answer is over; or a function that does so, called when all rows of the step were asked.
+    Here `=` and `.` are stop tokens, and `12]` is what the world writes:
 
         tokens    3  *  4  =  [  3  *  4  =  1  2  ]  1  2  .
         mask      0  0  0  0  1  1  1  1  1  0  0  0  1  1  1"""
@@ -116,16 +116,14 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
         n_running = int(running.sum()) if i % ask_every == 0 else len(rows)
         if n_running == 0:
             break
-        # Finished rows leave the batch. To copy the cache costs about a decode step, so not every
-        # time that a row ends.
+        # Finished rows leave the batch, a quarter at a time: the cache is copied.
         if n_running <= 0.75 * len(rows):
             kept = running.nonzero().squeeze(1)
             rows = rows[kept]
             next_tokens = next_tokens[kept]
             positions = positions[kept]
             cache.keep(kept)
-        states = model.hidden(next_tokens[:, None], cache, positions[:, None])
-        h = states[:, 0]                                                            # (rows, C)
+        h = model.hidden(next_tokens[:, None], cache, positions[:, None])[:, 0]     # (rows, C)
 
     T = int(lengths.max())
     written = torch.arange(T, device=device) < lengths[:, None]
@@ -142,9 +140,9 @@ def generate(model, prompts: list[list[int]], max_new_tokens: int, stop_ids,
 def _ask(environment, rows, tokens, told, turn_starts, lengths, finished):
     """Ask what follows the stop tokens of these rows, and write it ahead, where it will stand."""
     replies = []
-    for row in rows:
+    for row in rows.tolist():
         sampled = tokens[row, turn_starts[row]:lengths[row]]
-        replies.append(environment(int(row), sampled.tolist()))
+        replies.append(environment(row, sampled.tolist()))
     for row, reply in zip(rows, replies):
         ids = reply() if callable(reply) else reply
         finished[row] = ids is None
@@ -196,7 +194,7 @@ def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.
     Differentiable. temperature must be above 0: a greedy choice has no log-prob (ValueError)."""
     def score(logits, actions):
         return [gather_log_probs(logits, actions)]
-    [logp] = _score_actions(score, [model], tokens, mask, temperature)
+    [logp] = score_actions(score, [model], tokens, mask, temperature)
     return logp
 
 
@@ -205,31 +203,20 @@ def token_log_probs_and_entropies(model, tokens: Tensor, mask: Tensor,
     """The same, and the entropy of each action's distribution, detached. (B, T), (B, T)"""
     def score(logits, actions):
         return [gather_log_probs(logits, actions), entropy(logits.detach())]
-    logp, entropies = _score_actions(score, [model], tokens, mask, temperature)
+    logp, entropies = score_actions(score, [model], tokens, mask, temperature)
     return logp, entropies
 
 
-@torch.no_grad()
-def token_kl(model, ref_model, tokens: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(π‖ref) at each action's state, summed over the vocabulary; 0 off the mask. (B, T)"""
-    def score(logits, ref_logits, actions):
-        return [kl_exact(logits, ref_logits)]
-    [kl] = _score_actions(score, [model, ref_model], tokens, mask, temperature)
-    return kl
-
-
-def _score_actions(score, models, tokens, mask, temperature):
+def score_actions(score, models, tokens, mask, temperature):
     """score(each model's logits (N, V), actions (N,)) -> a list of (N,). -> (B, T) of each.
     Logits are computed for actions only, in chunks that are computed again in the backward pass, so
     that memory doesn't grow with vocabulary * batch * length."""
     if temperature <= 0:
-        raise ValueError(f"temperature {temperature}: a greedy choice has no log-prob, expected a "
-                         "number above 0")
+        raise ValueError(f"temperature {temperature}: expected a number above 0")
     mask = mask.bool()
     row, t = mask.nonzero(as_tuple=True)                                                # (N,)
     if (t == 0).any():
-        raise ValueError("mask[:, 0] is not 0: the first token of a row has no state before it, "
-                         "so it can't be an action")
+        raise ValueError("mask[:, 0] is not 0: no state comes before the first token of a row")
     # **The one shift**: the state at t - 1, which has seen tokens[:, :t], scores token t.
     actions = tokens[row, t]                                                            # (N,)
     states = [model.hidden(tokens[:, :-1])[row, t - 1] for model in models]             # (N, C)
@@ -249,15 +236,12 @@ def _score_actions(score, models, tokens, mask, temperature):
         parts = [checkpoint(score_chunk, *chunk, use_reentrant=False)
                  for chunk in zip(*(x.split(size) for x in (actions, *states)))]
         results = [torch.cat(part) for part in zip(*parts)]
-    return [x.new_zeros(mask.shape).masked_scatter(mask, x)
-            for x in results]
+    return [x.new_zeros(mask.shape).masked_scatter(mask, x) for x in results]
 
 
 def token_values(critic, tokens: Tensor, mask: Tensor) -> Tensor:
     """V(tokens[b, :t]), the value of the state before each action; 0 off the mask. (B, T)"""
-    values = critic(tokens[:, :-1])                         # value t - 1 belongs to action t
-    no_value = torch.zeros_like(values[:, :1])
-    values = torch.cat((no_value, values), 1)
+    values = F.pad(critic(tokens[:, :-1]), (1, 0))          # value t - 1 belongs to action t
     return values.masked_fill(~mask.bool(), 0)
 
 
@@ -296,18 +280,3 @@ def micro_batches(mask: Tensor, max_tokens: int,
             batch.append(row)
     return [(torch.tensor(batch, device=mask.device), lengths[batch[-1]])
             for batch in batches]
-
-
-@torch.no_grad()
-def map_micro_batches(function, model, tokens: Tensor, mask: Tensor, max_tokens: int,
-                      *more) -> Tensor:
-    """function(model, tokens, mask, *more) of a whole batch, a micro-batch at a time, without
-    gradient. Its results are (rows,) or (rows, T); -> (B,) or (B, T)."""
-    whole = None
-    for rows, T in micro_batches(mask, max_tokens):
-        part = function(model, tokens[rows, :T], mask[rows, :T], *more)
-        if whole is None:
-            whole = part.new_zeros(mask.shape[:part.dim()])
-        places = rows if part.dim() == 1 else (rows, slice(0, T))
-        whole[places] = part
-    return whole

@@ -27,7 +27,6 @@ from rollout import (micro_batches, mini_batches, token_log_probs,
                      token_log_probs_and_entropies, token_values)
 from support import parallel
 from support.cli import parse, script, setting
-from support.decoding import Decoder
 from support.environments import start_environment
 from support.metrics import Averages, rollout_metrics, step_metrics
 from support.models import Reference, pick_device, torch_rng
@@ -146,7 +145,7 @@ def sample_answers(config, policy, tokenizer, reward, examples, i, temperature):
     prompts = [example["ids"] for example in examples]
     rng = torch_rng(config.seed, i, f"{config.algorithm} sampling")
     environment, stop_ids = start_environment(config, tokenizer, examples)
-    rollout = parallel.generate(Decoder(policy), prompts, config.max_new_tokens,
+    rollout = parallel.generate(policy, prompts, config.max_new_tokens,
                                 stop_ids, temperature, rng, config.micro_batch_tokens, environment)
     return rollout, reward(examples, rollout, environment)
 

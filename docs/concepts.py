@@ -61,7 +61,7 @@ MDP = [
     Concept(
         "state", "状态",
         equation="s_t = tokens[b, :t]",
-        code=["rollout.py:_score_actions:states = [model.hidden"],
+        code=["rollout.py:score_actions:states = [model.hidden"],
         tests=["test_model.py::test_what_comes_after_changes_nothing",
                "test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",
@@ -98,7 +98,7 @@ MDP = [
     Concept(
         "policy", "策略",
         equation="π(a ∣ s) = softmax(logits(s) / temperature)[a]",
-        code=["rollout.py:_score_actions:model.lm_head(h).float()"],
+        code=["rollout.py:score_actions:model.lm_head(h).float()"],
         tests=["test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",
         english="The language model itself; log-probs in float32, of actions only.",
@@ -504,7 +504,7 @@ KL = [
     Concept(
         "exact KL", "精确 KL",
         equation="Σ_a π(a ∣ s) [log π(a ∣ s) − log π_ref(a ∣ s)]",
-        code=["losses.py:kl_exact", "rollout.py:token_kl"],
+        code=["losses.py:kl_exact", "support/metrics.py:token_kl"],
         tests=["test_rollout.py::test_exact_kl"],
         experiment="table",
         english="The sum over the vocabulary: no sampling noise, both models' logits.",

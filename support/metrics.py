@@ -5,8 +5,8 @@ from functools import partial
 
 import torch
 
-from losses import kl_k1, kl_k3, masked_mean
-from rollout import Rollout, token_kl
+from losses import kl_exact, kl_k1, kl_k3, masked_mean
+from rollout import Rollout, score_actions
 from support import parallel
 from support.environments import told_mask
 
@@ -37,6 +37,16 @@ class Averages:
         for name, share in zip(self.names, fetch(self.shares)):
             sums[name] += share
         return {**self.otherwise, **parallel.all_reduce_sum(sums)}
+
+
+@torch.no_grad()
+def token_kl(model, ref_model, tokens: torch.Tensor, mask: torch.Tensor,
+             temperature: float = 1.0) -> torch.Tensor:
+    """KL(π‖ref) at each action's state, summed over the vocabulary; 0 off the mask. (B, T)"""
+    def score(logits, ref_logits, actions):
+        return [kl_exact(logits, ref_logits)]
+    [kl] = score_actions(score, [model, ref_model], tokens, mask, temperature)
+    return kl
 
 
 def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: torch.Tensor,

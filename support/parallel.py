@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rollout as rollout_module
-from rollout import Rollout
+from rollout import Rollout, micro_batches
+from support.decoding import Decoder
 
 
 def rank() -> int:
@@ -34,7 +35,8 @@ def world() -> int:
 def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: float,
              generator: torch.Generator | None, micro_batch_tokens: int,
              environment=None) -> Rollout:
-    """As in rollout.py, each process its block of the prompts; all have all answers.
+    """As in rollout.py, by a copy of the model as it is now, prepared for decoding. Each process
+    samples its block of the prompts; all have all answers.
 
     The noise of a row is what it is in one process, and so is its number, by which the environment
     knows it. Each process asks for its own rows."""
@@ -44,7 +46,7 @@ def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: f
     def ask(row, ids):
         return environment(first + row, ids)
     noise = torch.rand(n, max_new_tokens, generator=generator)
-    rollout = rollout_module.generate(model, my_block(prompts), max_new_tokens, stop_ids,
+    rollout = rollout_module.generate(Decoder(model), my_block(prompts), max_new_tokens, stop_ids,
                                       temperature, None, environment and ask,
                                       noise=my_block(noise),
                                       micro_batch_tokens=micro_batch_tokens)
@@ -60,12 +62,23 @@ def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: f
     return Rollout(**gathered)
 
 
+@torch.no_grad()
 def map_micro_batches(function, model, tokens: Tensor, mask: Tensor, max_tokens: int,
                       *more) -> Tensor:
-    """As in rollout.py, each process its block of the rows; all have the results of all."""
-    result = rollout_module.map_micro_batches(function, model, my_block(tokens), my_block(mask),
-                                              max_tokens, *more)
-    return gather(result, len(mask))
+    """function(model, tokens, mask, *more) of a whole batch, a micro-batch at a time, without
+    gradient. Its results are (rows,) or (rows, T); -> (B,) or (B, T).
+
+    Each process computes its block of the rows; all have the results of all."""
+    n = len(mask)
+    tokens, mask = my_block(tokens), my_block(mask)
+    whole = None
+    for rows, T in micro_batches(mask, max_tokens):
+        part = function(model, tokens[rows, :T], mask[rows, :T], *more)
+        if whole is None:
+            whole = part.new_zeros(mask.shape[:part.dim()])
+        places = rows if part.dim() == 1 else (rows, slice(0, T))
+        whole[places] = part
+    return gather(whole, n)
 
 
 def my_block(rows):

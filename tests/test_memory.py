@@ -14,10 +14,11 @@ import train_ppo
 from losses import entropy, gather_log_probs
 from model import KVCache, ModelConfig, ScalarModel, Transformer
 from rollout import (
-    generate, map_micro_batches, sequence_scores, token_kl, token_log_probs,
+    generate, sequence_scores, token_log_probs,
     token_log_probs_and_entropies)
 from support import parallel
 from support.cli import RunConfig
+from support.metrics import token_kl
 from support.models import copy_for_inference, pick_device
 
 
@@ -68,7 +69,7 @@ def test_no_more_logits_than_a_chunk_exist_at_a_time(monkeypatch):
         "training": lambda: (
             token_log_probs_and_entropies(model, tokens, mask, 0.9)[0].sum().backward()),
         "without entropies": lambda: token_log_probs(model, tokens, mask).sum().backward(),
-        "no gradient": lambda: map_micro_batches(
+        "no gradient": lambda: parallel.map_micro_batches(
             token_log_probs, model, tokens, mask, 10 ** 6),
         "KL": lambda: token_kl(model, copy.deepcopy(model), tokens, mask)}
     for name, function in scores.items():
@@ -187,12 +188,12 @@ def test_bfloat16_weights_sample_the_same(bfloat16):
 
 def test_sampling_reads_bfloat16_weights(bfloat16, place, tmp_path, monkeypatch):
     """In both scripts that sample to learn, before and after an update, and in evaluations."""
-    dtypes, sample = [], parallel.generate
+    dtypes, sample = [], rollout_module.generate
 
-    def watched(model, *arguments):
+    def watched(model, *arguments, **named):
         dtypes.append(model.lm_head.weight.dtype)
-        return sample(model, *arguments)
-    monkeypatch.setattr(parallel, "generate", watched)
+        return sample(model, *arguments, **named)
+    monkeypatch.setattr(rollout_module, "generate", watched)
     flags = ["--model", str(place / "sft"), "--data", str(place / "sft.jsonl"),
              "--reward", f"{place / 'reward.py'}:vowels", "--dtype", "bfloat16",
              "--max-new-tokens", "6", "--prompts-per-step", "4", "--steps", "2",

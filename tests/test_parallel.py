@@ -11,7 +11,7 @@ from torch import distributed
 
 import rollout as rollout_module
 from model import ScalarModel
-from rollout import generate, map_micro_batches, sequence_scores, token_log_probs
+from rollout import generate, sequence_scores, token_log_probs
 from support import parallel
 from support.metrics import Averages
 
@@ -160,7 +160,8 @@ def test_several_processes_score_what_one_does(model, batch, processes, n_proces
         def watched(model, tokens, mask, *more):
             computed.append(len(tokens))
             return function(model, tokens, mask, *more)
-        expected = map_micro_batches(function, scored_by, tokens, mask, 12, *more)
+        [expected] = processes(1, lambda: parallel.map_micro_batches(
+            function, scored_by, tokens, mask, 12, *more))
         found = processes(n_processes, lambda: parallel.map_micro_batches(
             watched, scored_by, tokens, mask, 12, *more))
         for x in found:

@@ -20,6 +20,7 @@ from support.cli import RunConfig, UserError
 from support.memory import (ALGORITHMS, DECODE, PHASES, PREFILL, UPDATE, Config, Plan,
                             Sizes)
 from support.decoding import Decoder
+from support.metrics import token_kl
 from support.models import Reference, copy_for_inference, pick_device
 from support.plan import fit
 from support.pretrained import save_pretrained
@@ -224,7 +225,7 @@ def test_the_peak_of_scoring(dtype, monkeypatch):
     tokens = torch.randint(0, 4000, (4, 30))
     mask = (torch.arange(30) >= 10).expand(tokens.shape)
     found = plan(sizes, "grpo", dtype=dtype, prompt_tokens=10, max_new_tokens=20, rows=4)
-    measured = peak_of(lambda: rollout.token_kl(policy, reference, tokens, mask))
+    measured = peak_of(lambda: token_kl(policy, reference, tokens, mask))
     assert math.isclose(term(found, "a layer, then logits"), measured, rel_tol=0.1)
 
 

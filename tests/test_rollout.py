@@ -7,8 +7,10 @@ import rollout as rollout_module
 from losses import aggregate, entropy, kl_exact
 from model import ScalarModel, Transformer
 from rollout import (
-    generate, map_micro_batches, micro_batches, mini_batches, row_lengths, sample, sequence_scores,
-    token_kl, token_log_probs, token_log_probs_and_entropies, token_values)
+    generate, micro_batches, mini_batches, row_lengths, sample, sequence_scores,
+    token_log_probs, token_log_probs_and_entropies, token_values)
+from support import parallel
+from support.metrics import token_kl
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [2, 2], [1, 2, 3]]
 # The stop ids.
@@ -262,13 +264,13 @@ def test_gradient_of_a_split_batch_is_that_of_the_whole(model, batch, mode):
 def test_map_micro_batches(model, batch):
     tokens, mask = batch
     logp = token_log_probs(model, tokens, mask, 0.8).detach()
-    mapped = map_micro_batches(token_log_probs, model, tokens, mask, 12, 0.8)
+    mapped = parallel.map_micro_batches(token_log_probs, model, tokens, mask, 12, 0.8)
     torch.testing.assert_close(mapped, logp)
     assert not mapped.requires_grad
 
     def summed(model, tokens, mask, temperature):
         return token_log_probs(model, tokens, mask, temperature).sum(1)
-    sums = map_micro_batches(summed, model, tokens, mask, 12, 0.8)
+    sums = parallel.map_micro_batches(summed, model, tokens, mask, 12, 0.8)
     torch.testing.assert_close(sums, logp.sum(1))
 
 

@@ -47,9 +47,9 @@ def whole(place):
     return result(place / "whole")
 
 
-def at_step(monkeypatch, n, action, module=train_grpo, name="Decoder"):
-    """Do `action` when the n-th rollout, which begins with a copy of the policy, or the n-th call
-    of a script's `name` begins, counted from 1.
+def at_step(monkeypatch, n, action, module=train_grpo, name="sample_answers"):
+    """Do `action` when the n-th rollout, or the n-th call of a script's `name`, begins, counted
+    from 1.
 
     -> a list with the count"""
     count, function = [0], getattr(module, name)

@@ -25,7 +25,6 @@ import train_rm
 import train_sft
 from model import ModelConfig, ScalarModel, Transformer
 from support import metrics, parallel, plot, rl
-from support.decoding import Decoder
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
@@ -69,7 +68,7 @@ def watch(monkeypatch, diary, owner, name):
         given.apply_defaults()
         entry = SimpleNamespace(what=name)
         for key, value in given.arguments.items():
-            is_model = isinstance(value, (torch.nn.Module, Decoder))
+            is_model = isinstance(value, torch.nn.Module)
             setattr(entry, key, copy.deepcopy(value) if is_model else value)
         before = len(diary)
         entry.result = function(*arguments, **named)
@@ -309,18 +308,6 @@ def assert_norms(entries, *norms):
 def same_weights(model, other):
     pairs = zip(model.parameters(), other.parameters(), strict=True)
     return all(torch.equal(p, q) for p, q in pairs)
-
-
-def is_decoder_of(decoder, model):
-    """Whether `generate` is given the model as it is now."""
-    def weights(decoder):
-        found = [decoder.embed_tokens.weight, decoder.norm.weight, decoder.lm_head.weight]
-        for layer in decoder.layers:
-            parts = [part for part in vars(layer).values() if hasattr(part, "weight")]
-            assert len(parts) == 6
-            found += [part.weight for part in parts]
-        return found
-    return all(torch.equal(p, q) for p, q in zip(weights(decoder), weights(Decoder(model))))
 
 
 def assert_row(row, expected, tokens):
@@ -839,7 +826,7 @@ def write_prompts(path):
 
 def sampled(entry, model, max_new_tokens, temperature):
     """What `generate` sampled from the model as it is: (prompt, answer, did it end) of each row."""
-    assert is_decoder_of(entry.model, model) and set(entry.stop_ids) == {STOP}
+    assert same_weights(entry.model, model) and set(entry.stop_ids) == {STOP}
     assert (entry.max_new_tokens, entry.temperature) == (max_new_tokens, temperature)
     assert entry.micro_batch_tokens == 40
     rows = []

@@ -69,14 +69,14 @@ def train(name, out, *more):
 
 def in_step(n, action):
     """Do `action` in the second process when the n-th step of GRPO begins."""
-    decoder, steps = train_grpo.Decoder, []
+    sample_answers, steps = train_grpo.sample_answers, []
 
-    def counted(policy):
+    def counted(*arguments):
         steps.append(rank())
         if steps == [1] * n:
             action()
-        return decoder(policy)
-    train_grpo.Decoder = counted
+        return sample_answers(*arguments)
+    train_grpo.sample_answers = counted
 
 
 # ----------------------------------------------------------------------------- what torchrun starts
