@@ -4,7 +4,7 @@
                                      docs/tool/runs.csv and draws docs/tool/tool.png
     python docs/tool.py --figures    draws from runs.csv: no runs
 
-All runs together: about a quarter of an hour on two CPU cores. What ran to its end is not run
+All runs together: about half an hour on one CPU core. What ran to its end is not run
 again.
 """
 import csv
@@ -31,8 +31,9 @@ COLUMNS = ("step", "asks", "calls", "reward", "eval_greedy", "eval_sampled", "kl
            "response_length", "finished")
 LEGENDS = {"grpo": "GRPO", "ppo": "PPO",
            "mistake": "GRPO, trained on the calculator's words as well"}
+# The KL is over all that was trained on: of the mistake, over the calculator's words as well.
 PANELS = (("answers that ask (share)", "asks"), ("right, greedy (share)", "eval_greedy"),
-          ("right, sampled (share)", "eval_sampled"))
+          ("right, sampled (share)", "eval_sampled"), ("exact KL (nats per token)", "kl_exact"))
 
 
 def train_with_the_mistake(arguments: list[str]) -> None:
@@ -100,7 +101,7 @@ def draw(folder: Path = PICTURES) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     rows = read_csv(PICTURES / "runs.csv")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 3.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.5), layout="constrained")
     for axis, (label, column) in zip(axes, PANELS):
         for i, (run, legend) in enumerate(LEGENDS.items()):
             # step -> the values of the seeds
@@ -114,7 +115,7 @@ def draw(folder: Path = PICTURES) -> None:
             means = [sum(points[step]) / len(points[step]) for step in steps]
             axis.plot(steps, means, color=f"C{i}", linewidth=2.5, label=legend,
                       linestyle="--" if run == "mistake" else "-")
-        axis.set(xlabel="step", ylim=(-0.03, 1.03))
+        axis.set(xlabel="step", ylim=(-0.03, None))
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
