@@ -5,8 +5,9 @@ prompts, batch and lengths, in turns.
     python benchmarks/step_speed.py --model SmolLM2-135M --prompts 8 --dtype bfloat16
 
 A GRPO step: answers of up to --new-tokens tokens to `prompts` x 8, their rewards, reference
-log-probs, KL 0.01, one update. A DPO step: one update on 64 pairs whose reference log-probs are
-there already, on both sides. SFT: one update on 64 demonstrations.
+log-probs, KL 0.01, one update; and the same with random weights, which hardly ever end an answer
+before it is cut off. A DPO step: one update on 64 pairs whose reference log-probs are there
+already, on both sides. SFT: one update on 64 demonstrations.
 
 Both sides run as their users run them, train_*.py and trl.*Trainer, with AdamW and float32 weights;
 dtype is that of the products. A step is what our metrics call `seconds`, and what lies between
@@ -28,13 +29,14 @@ import torch
 import train_dpo
 import train_grpo
 import train_sft
+from model import Transformer
 from support.cli import RunConfig, parse, script, setting
 from support.data import encode_prompt
 from support.models import pick_device
 from support.plot import read_metrics
-from support.pretrained import load_pretrained
+from support.pretrained import load_pretrained, save_pretrained
 from support.run import ensure_trained, find_model
-from task import demonstration, make_problems, task_reward
+from task import demonstration, make_problems
 
 WARM_UP = 2
 
@@ -48,6 +50,11 @@ class Config(BenchConfig):
     micro_batch_tokens: int = setting(8192, "of this project; TRL takes the batch at once", low=1)
     steps: int = setting(3, "timed steps a turn", low=1)
     turns: int = setting(3, "turns of each side", low=1)
+
+
+def even_length(prompts, completions, **columns) -> list[float]:
+    """A reward that has a signal whatever the weights are."""
+    return [float(len(text) % 2) for text in completions]
 
 
 def ours(main, path: Path, flags: list[str], config) -> list[float]:
@@ -89,7 +96,7 @@ def theirs(name: str, path: Path, model: Path, rows: list[dict], batch: int, set
         model_init_kwargs={"dtype": "float32"}, **settings)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    reward = {"reward_funcs": task_reward} if name == "GRPO" else {}
+    reward = {"reward_funcs": even_length} if "num_generations" in settings else {}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         trainer = getattr(trl, name + "Trainer")(
             model=str(model), args=arguments, train_dataset=Dataset.from_list(rows),
@@ -120,48 +127,52 @@ def main() -> None:
         folder = Path(folder)
         for name, rows in (("prompts", problems), ("pairs", pairs), ("shown", shown)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (folder / "reward.py").write_text("from task import task_reward\n")
-        flags = ["--model", str(start), "--lr", "1e-5", "--data"]
-        # name: our script and its flags; TRL's rows, batch size and settings
+        (folder / "reward.py").write_text("from step_speed import even_length\n")
+        torch.manual_seed(0)
+        save_pretrained(Transformer(model.config), tokenizer, folder / "random")
+        grpo = (
+            "GRPO", train_grpo.main,
+            ["--data", f"{folder}/prompts.jsonl",
+             "--reward", f"{folder}/reward.py:even_length",
+             "--prompts-per-step", str(config.prompts),
+             "--max-new-tokens", str(config.new_tokens),
+             "--minibatches", "1"],
+            problems, 8 * config.prompts,
+            {"num_generations": 8, "max_completion_length": config.new_tokens,
+             "beta": 0.01, "temperature": 1.0, "top_k": 0})
+        # name: the model; TRL's trainer, our script and its flags; TRL's rows, batch, settings
         work = {
-            "GRPO": (
-                train_grpo.main,
-                [*flags, f"{folder}/prompts.jsonl",
-                 "--reward", f"{folder}/reward.py:task_reward",
-                 "--prompts-per-step", str(config.prompts),
-                 "--max-new-tokens", str(config.new_tokens),
-                 "--minibatches", "1"],
-                problems, 8 * config.prompts,
-                {"num_generations": 8, "max_completion_length": config.new_tokens,
-                 "beta": 0.01, "temperature": 1.0, "top_k": 0}),
+            "GRPO": (start, *grpo),
+            "GRPO, answers of full length": (folder / "random", *grpo),
             "DPO": (
-                train_dpo.main,
-                [*flags, f"{folder}/pairs.jsonl",
+                start, "DPO", train_dpo.main,
+                ["--data", f"{folder}/pairs.jsonl",
                  "--batch-size", str(config.pairs), "--nll-coef", "0"],
                 pairs, config.pairs,
                 {"precompute_ref_log_probs": True}),
             "SFT": (
-                train_sft.main,
-                [*flags, f"{folder}/shown.jsonl", "--batch-size", str(config.pairs)],
+                start, "SFT", train_sft.main,
+                ["--data", f"{folder}/shown.jsonl", "--batch-size", str(config.pairs)],
                 shown, config.pairs,
                 {})}
         table = []
-        for name, (script_main, flags, rows, batch, settings) in work.items():
+        for name, (path, trainer, script_main, flags, rows, batch, settings) in work.items():
             seconds = {"this": [], "TRL": []}
+            flags = ["--model", str(path), "--lr", "1e-5", *flags]
             for _ in range(config.turns):
                 seconds["this"] += ours(script_main, folder / "run", flags, config)
-                seconds["TRL"] += theirs(name, folder / "trl", start, rows, batch, settings,
+                seconds["TRL"] += theirs(trainer, folder / "trl", path, rows, batch, settings,
                                          config, device)
-            if name == "GRPO":
+            if trainer == "GRPO":
                 answer = float(read_metrics(folder / "run")[-1]["response_length"])
             else:
-                answer = (length(pairs, "chosen") + length(pairs, "rejected") if name == "DPO"
+                answer = (length(pairs, "chosen") + length(pairs, "rejected") if trainer == "DPO"
                           else length(shown, "completion"))
             prompt = (sum(len(encode_prompt(tokenizer, p["prompt"])) for p in problems)
-                      / len(problems) * (2 if name == "DPO" else 1))
+                      / len(problems) * (2 if trainer == "DPO" else 1))
             # Passes over all tokens: forward 1 and backward 2; GRPO samples and takes the
             # reference's log-probs besides.
-            passes = 5 if name == "GRPO" else 3
+            passes = 5 if trainer == "GRPO" else 3
             limit = passes * forward_operations(
                 model, batch * (prompt + answer), batch * answer, (prompt + answer) / 2) / rate
             ours_median, theirs_median = median(seconds["this"]), median(seconds["TRL"])

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -219,6 +220,7 @@ class Run:
         self.interrupted = False
         # The bad steps in a row up to now.
         self.bad_steps = 0
+        self.draw_from = 0.0                # by time.perf_counter
         # Name -> path and SHA-256 of what the run is made from.
         self.inputs = {}
         # Name -> text of the files that `start` is to write.
@@ -517,6 +519,9 @@ class Run:
                 writer.writerow(columns)
             written = [f"{float(row[name]):.6g}" if row[name] != "" else "" for name in columns]
             writer.writerow(written)
+        evaluated = any(name.startswith("eval") and row[name] != "" for name in columns)
+        if evaluated and time.perf_counter() >= self.draw_from:
+            self.draw_curves()
         numbers = [f"{name} {row[column]:{form}}" for column, (name, form) in SHOWN.items()
                    if row.get(column, "") != ""]
         self.bar.set_postfix_str("  ".join(numbers + find_trouble(row)))
@@ -538,11 +543,19 @@ class Run:
             f.write("\n".join([title, *lines, "", ""]))
         return found
 
+    def draw_curves(self) -> None:
+        """curves.png of the steps so far. The next evaluations leave it, until drawing has taken no
+        more than a twentieth of the time."""
+        started = time.perf_counter()
+        with self._writing("curves.png"):
+            plot.draw_curves(self.path, self.config.algorithm)
+        ended = time.perf_counter()
+        self.draw_from = ended + 20 * (ended - started)
+
     @on_rank_0
     def finish(self, model, tokenizer) -> None:
         """The end of a run: curves.png, and model/, which is whole and says of which step it is."""
-        with self._writing("curves.png"):
-            plot.draw_curves(self.path, self.config.algorithm)
+        self.draw_curves()
         names = (".model.unfinished", ".model.replaced", "model")
         new, old, final = (self.path / name for name in names)
         note = {"algorithm": self.config.algorithm, "step": max(self.first_step, self.config.steps)}

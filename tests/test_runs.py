@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import train_rm
 import train_sft
 from conftest import result
 from model import ScalarModel
-from support import parallel
+from support import parallel, plot
 from support import run as run_module
 from support.cli import UserError, script
 from support.models import peak_memory_mb
@@ -61,6 +62,22 @@ def at_step(monkeypatch, n, action, module=train_grpo, name="sample_answers"):
         return function(*arguments, **named)
     monkeypatch.setattr(module, name, counted)
     return count
+
+
+def test_curves_are_drawn_while_a_run_goes_on(place, tmp_path, monkeypatch):
+    """After each evaluation's row is written; but drawing takes a twentieth of the time at most."""
+    drawn, now = [], [100.0]
+
+    def draw(run, algorithm):
+        rows = read_metrics(run)
+        drawn.append((len(rows), rows[-1]["eval_greedy"] != ""))
+        now[0] += 1.0
+    monkeypatch.setattr(plot, "draw_curves", draw)
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    at_step(monkeypatch, 5, lambda: now.__setitem__(0, now[0] + 20.0))
+    train_grpo.main(flags(place, tmp_path / "run"))
+    # Not after step 4, a second of drawing after the one before; and always at the end.
+    assert drawn == [(2, True), (6, True), (6, True)]
 
 
 def stopped(main, capsys):
