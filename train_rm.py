@@ -57,6 +57,7 @@ def main(argv=None) -> None:
     policy, tokenizer = load_start(config, train_sft.main, run, device)
     train, held_out = load_pairs(config, policy, tokenizer, run)
     reward_model = ScalarModel(policy)
+    del policy          # the reward model has a copy of its trunk
     optimizer = torch.optim.AdamW(reward_model.parameters(), lr=config.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
     run.start(reward_model=reward_model, optimizer=optimizer)

@@ -106,9 +106,6 @@ class Plan:
         self.add("weights", 4 * learned + rotary)
         # Two averages of each gradient.
         self.add("Adam", 8 * learned)
-        if self.is_rm:
-            # train_rm.py copies its trunk, and still has it.
-            self.add("SFT model", 4 * sizes.parameters + rotary)
         # DPO's reference is the policy before training, when it is asked once.
         if self.samples:
             matrices = sizes.linear + sizes.head
