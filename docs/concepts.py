@@ -921,9 +921,11 @@ def page() -> str:
 if __name__ == "__main__":
     from derivations import write as write_derivations
     from errata import write as write_errata
+    from interview import write as write_interview
     try:
         PAGE.write_text(page(), encoding="utf-8")
         write_derivations()
         write_errata()
+        write_interview()
     except ValueError as error:
         sys.exit(f"concepts.py: error: {error}")
