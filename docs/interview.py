@@ -27,8 +27,8 @@ Numbers are means ± standard deviations over five seeds on the built-in task, w
 otherwise. They are shares of right answers,
 sampled ones if nothing else is said; times are those of one CPU core. They come from \
 [`results.csv`](lab/results.csv), the other files of
-[`lab/`](lab), and [`curves.csv`](curves/curves.csv). In the runs of `results.csv`, RLOO, ReMax and \
-REINFORCE++ had GRPO's clipped loss and its
+[`lab/`](lab), and [`curves.csv`](curves/curves.csv). In the runs of `results.csv`, RLOO, ReMax \
+and REINFORCE++ had GRPO's clipped loss and its
 average over each answer, and Dr. GRPO, DAPO and CISPO a KL penalty of β = 0.01, which the methods \
 of today don't have.
 """, "Chinese": """# 面试题
@@ -44,7 +44,8 @@ CPU 核上的时间。它们来自 [`results.csv`](lab/results.csv)、[`lab/`](l
 """}
 LABELS = {
     "English": {
-        "answer": "**Answer.** ", "follow_up": "**Asked next.** ", "wrong": "**Often said wrongly.** ",
+        "answer": "**Answer.** ", "follow_up": "**Asked next.** ",
+        "wrong": "**Often said wrongly.** ",
         "evidence": "**Evidence.** ", "code": "Code: ", "tests": "Tests: ", "why": "Derived in ",
         "errata": "What the wrong formula does: ", "and": ", ", "end": ". "},
     # A bold text that ends with a full-width colon would not be bold.
@@ -67,12 +68,17 @@ def shown(values: list[float], form: str) -> str:
     return f"{mean} ± {spread:{form}}" if spread else mean
 
 
-def of_seeds(found: list[dict], column: str, what: str) -> str:
-    """The last value of each seed that the rows have in this column. ValueError if there is none"""
-    last = {row["seed"]: float(row[column]) for row in found if row[column]}
-    if not last:
-        raise ValueError(f"{what}: not in the files of docs/lab")
-    return shown(list(last.values()), FORMS.get(column, ".2f"))
+def late(rows: list[dict], column: str) -> list[float]:
+    """For each seed, the mean of the last fifth of the steps, as the lab's pages have it."""
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row)
+    found = []
+    for mine in seeds.values():
+        after = 0.8 * int(mine[-1]["step"])
+        values = [float(row[column]) for row in mine if row[column] and int(row["step"]) > after]
+        found.append(statistics.mean(values))
+    return found
 
 
 def number(place: str) -> str:
@@ -82,18 +88,24 @@ def number(place: str) -> str:
         run, step = path
         found = [row[column] for row in rows_of("curves/curves.csv")
                  if (row["run"], row["step"]) == (run, step)]
-        if len(found) != 1 or not found[0]:
+        if not found:
             raise ValueError(f"{place}: not in docs/curves/curves.csv")
-        x = float(found[0])
-        if abs(x) >= 100:
-            return f"{x:.0f}"
-        return f"{x:.2f}" if abs(x) >= 0.1 else f"{x:.1g}"
+        return of_curve(float(found[0]))
     if file == "results":
-        found = [row for row in rows_of("lab/results.csv") if row["method"] == path[0]]
+        found = [float(row[column]) for row in rows_of("lab/results.csv")
+                 if row["method"] == path[0]]
     else:
-        found = [row for row in rows_of(f"lab/{file}.csv")
-                 if path[0] == ", ".join(filter(None, (row["line"], row["setting"])))]
-    return of_seeds(found, column, place)
+        found = late([row for row in rows_of(f"lab/{file}.csv")
+                      if path[0] == ", ".join(filter(None, (row["line"], row["setting"])))], column)
+    if not found:
+        raise ValueError(f"{place}: not in the files of docs/lab")
+    return shown(found, FORMS.get(column, ".2f"))
+
+
+def of_curve(x: float) -> str:
+    if abs(x) >= 100:
+        return f"{x:.0f}"
+    return f"{x:.2f}" if abs(x) >= 0.1 else f"{x:.1g}"
 
 
 def filled(text: str) -> str:

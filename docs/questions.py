@@ -334,10 +334,10 @@ GRADIENTS = [
         errata=[19],
         numbers=("With λ = 0 and a critic that starts from nothing PPO ends at "
                  "{lambda/critic from the policy, λ = 0/sampled}, with λ = 0.95 at "
-                 "{lambda/critic from the policy, λ = 0.95/sampled}."),
+                 "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
         numbers_zh=("λ = 0 且价值模型从零开始，PPO 止于 "
                     "{lambda/critic from the policy, λ = 0/sampled}；λ = 0.95 时为 "
-                    "{lambda/critic from the policy, λ = 0.95/sampled}。")),
+                    "{lambda/critic from the policy, λ = 0.95/sampled}（两个种子）。")),
     Question(
         question="Why is there no Q network, and no Q-learning?",
         answer=("A Q network needs a number for each of 100,000 tokens in each state, and its "
@@ -400,10 +400,10 @@ GRADIENTS = [
         errata=[22, 23],
         numbers=("At the end explained variance is "
                  "{lambda/critic from the policy, λ = 0.95/explained_variance}, with accuracy "
-                 "{lambda/critic from the policy, λ = 0.95/sampled}."),
+                 "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
         numbers_zh=("训练结束时解释方差为 "
                     "{lambda/critic from the policy, λ = 0.95/explained_variance}，而正确率为 "
-                    "{lambda/critic from the policy, λ = 0.95/sampled}。")),
+                    "{lambda/critic from the policy, λ = 0.95/sampled}（两个种子）。")),
     Question(
         question="How does a language model explore?",
         answer=("By sampling from its own softmax. Temperature, several answers to each prompt, "
@@ -654,10 +654,10 @@ PPO = [
         numbers=("With λ = 0, PPO ends at {lambda/critic from the policy, λ = 0/sampled} with a "
                  "critic that starts from nothing, at "
                  "{lambda/critic from the reward model, λ = 0/sampled} with the reward model as "
-                 "its start."),
+                 "its start (two seeds)."),
         numbers_zh=("λ = 0 时，价值模型从零开始，PPO 止于 "
                     "{lambda/critic from the policy, λ = 0/sampled}；从奖励模型开始，止于 "
-                    "{lambda/critic from the reward model, λ = 0/sampled}。")),
+                    "{lambda/critic from the reward model, λ = 0/sampled}（两个种子）。")),
     Question(
         question="How does A2C differ from PPO?",
         answer=("A2C makes one update per batch, with −A log π. PPO makes several, with the "
@@ -883,7 +883,8 @@ PREFERENCES = [
         follow_up_zh="为什么不能直接从 π* 采样？Z 要对所有可能的回答求和。",
         wrong_zh="“DPO 没有奖励。”策略本身就是隐式奖励。",
         code=["losses.py:dpo_loss:h = chosen_reward"],
-        tests=["test_closed_form.py::test_the_implicit_reward_of_dpo_is_the_score_up_to_a_constant"],
+        tests=["test_closed_form.py::test_the_implicit_reward_of_dpo_is_the_score_up_to_a_constant"
+               ],
         why="g.3, g.6, g.8, g.11"),
     Question(
         question="How does DPO avoid what hurts in RLHF, and what does it pay?",
