@@ -6,9 +6,9 @@ import functools
 import re
 import statistics
 
-from concepts import ROOT, code_link, test_link
-from errata import ERRATA, reasons
-from errata import SECTIONS as ERRATA_SECTIONS
+from concepts import ROOT, code_link, equation_links, test_link
+from errata import ERRATA
+from errata import link as erratum_link
 from questions import SECTIONS
 
 PAGES = {"English": ROOT / "docs" / "INTERVIEW.md", "Chinese": ROOT / "docs" / "INTERVIEW.zh.md"}
@@ -114,14 +114,9 @@ def filled(text: str) -> str:
 
 def erratum(n: int, language: str) -> str:
     """A wrong statement of ERRATA.md by its number, and what came out when it was run."""
-    entry = ERRATA[n - 1]
-    for english, chinese, errata in ERRATA_SECTIONS:
-        if entry in errata:
-            section = english if language == "English" else chinese
-    file = PAGES[language].name.replace("INTERVIEW", "ERRATA")
-    run = entry.run if language == "English" else entry.run_zh
-    anchor = section.lower().replace(" ", "-")
-    return f"[{n}]({file}#{anchor}){': ' if language == 'English' else '：'}{run.rstrip('.。')}"
+    if language == "English":
+        return f"{erratum_link(n, str(n), language)}: {ERRATA[n - 1].run.rstrip('.')}"
+    return f"{erratum_link(n, str(n), language)}：{ERRATA[n - 1].run_zh.rstrip('。')}"
 
 
 def evidence(question, language: str) -> str:
@@ -130,10 +125,9 @@ def evidence(question, language: str) -> str:
     parts = [filled(numbers)]
     if numbers and language == "English":
         parts.append(" ")
-    why = reasons(question.why, language).split(", ") if question.why else []
     links = {"code": map(code_link, question.code),
-             "tests": map(test_link, question.tests),
-             "why": why,
+             "tests": [test_link(test, language) for test in question.tests],
+             "why": equation_links(question.why, language),
              "errata": [erratum(n, language) for n in question.errata]}
     for name, found in links.items():
         between = label["end"] if name == "errata" else label["and"]
