@@ -116,18 +116,18 @@ TASK = [
     Question(
         question="Is text Markov? Is anything hidden?",
         answer=("The last token alone is not a Markov state. The whole prefix is, because it "
-                "holds all that the policy reads, with attention as its memory. Of what the "
-                "policy can see nothing is missing, so the process is fully observed. A user's "
-                "intention or a tool's inner state is hidden: with those it is a partially "
-                "observed process (POMDP)."),
+                "holds all that the policy reads, with attention as its memory. Nothing else "
+                "decides what comes next, so the process is fully observed. A user's intention "
+                "or a tool's inner state is hidden: with those it is a partially observed "
+                "process (POMDP)."),
         follow_up=("What if the context is cut? Then the state forgets, and the process is "
                    "partially observed again."),
         wrong=("“Text is not Markov because words depend on words far back.” That is a statement "
                "about the wrong state."),
         question_zh="文本生成满足马尔可夫性吗？有看不见的部分吗？",
         answer_zh=("单看最后一个 token 不满足马尔可夫性；整个前缀满足，因为它包含策略读到的一切，"
-                   "注意力就是记忆。所以过程是完全可观测的。用户的意图、工具的内部状态是看不见"
-                   "的，有了它们就成为部分可观测过程（POMDP）。"),
+                   "注意力就是记忆。接下来发生什么不取决于别的东西，所以过程是完全可观测的。用户"
+                   "的意图、工具的内部状态是看不见的，有了它们就成为部分可观测过程（POMDP）。"),
         follow_up_zh="如果上下文被截断呢？状态会遗忘，于是又变成部分可观测。",
         wrong_zh="“词依赖很远的词，所以不是马尔可夫过程。”这只说明状态选错了。",
         code=["model.py:KVCache", "rollout.py:_ask:replies.append(environment"],
@@ -1097,7 +1097,7 @@ GROUPS = [
         question="What does the group size do?",
         answer=("A larger group has a less noisy baseline and more often both right and wrong "
                 "answers, so fewer groups without a signal. With a fixed number of samples per "
-                "step it also means fewer prompts. Between, 8 to 16 are common."),
+                "step it also means fewer prompts. Sizes from 8 to 16 are common."),
         follow_up=("For which prompts are large groups needed? For hard ones: with success 1 in "
                    "100, eight answers are nearly always all wrong."),
         wrong="“Larger is always better.”",
@@ -1429,7 +1429,7 @@ PRACTICE = [
         code=["losses.py:entropy", "support/run.py:find_trouble:collapsed"],
         tests=["test_runs.py::test_trouble_is_named"],
         why="g.20",
-        numbers=("In a healthy run entropy goes from {curve/grpo/1/entropy} to "
+        numbers=("In a good run entropy goes from {curve/grpo/1/entropy} to "
                  "{curve/grpo/25/entropy}; at temperature 0.2 it is {curve/grpo_cold/10/entropy} "
                  "in step 10, and {curve/grpo_cold/10/no_signal} of the groups have no signal "
                  "(one seed)."),
