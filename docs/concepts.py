@@ -1,6 +1,7 @@
 """From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md and its Chinese twin, with
 every line number as it is now, and the links and numbers of the other pages that come from lists:
-docs/DERIVATIONS.md, docs/ERRATA.md, docs/INTERVIEW.md and docs/INDEX.md.
+docs/DERIVATIONS.md, docs/ERRATA.md, docs/INTERVIEW.md and docs/INDEX.md; and, in Chinese, what
+other scripts write in English: docs/MISTAKES.zh.md and docs/lab/*.zh.md.
 """
 import ast
 import functools
@@ -130,10 +131,11 @@ def test_link(test: str, language: str = "English") -> str:
 
 
 def experiment_link(name: str, language: str) -> str:
-    if name in EXPERIMENTS:
-        page, english, chinese = EXPERIMENTS[name]
-        return f"[{english if language == 'English' else chinese}]({page})"
-    return f"[`compare.py {name}`](lab/{name}.md)"
+    label = f"`compare.py {name}`"
+    page, english, chinese = EXPERIMENTS.get(name, (f"lab/{name}.md", label, label))
+    if language == "English":
+        return f"[{english}]({page})"
+    return f"[{chinese}]({page.replace('.md', '.zh.md')})"
 
 
 def heading_link(letter: str, file: str) -> str:
@@ -217,11 +219,15 @@ if __name__ == "__main__":
     from errata import write as write_errata
     from index import write as write_index
     from interview import write as write_interview
+    from lab_chinese import write as write_lab
+    from mistakes import write as write_mistakes
     try:
         write()
         write_derivations()
         write_errata()
         write_interview()
         write_index()
+        write_mistakes()
+        write_lab()
     except ValueError as error:
         sys.exit(f"concepts.py: error: {error}")

@@ -34,8 +34,8 @@ What this repository does not do says *not here*, and where to go. Also:
 
 常被问到的每个主题，对应到[概念](CONCEPTS.zh.md)里的行（公式、理由、代码行、测试），以及\
 [面试题](INTERVIEW.zh.md)。本仓库没有做的标“这里没有”，并给出该去哪里找。另见：\
-[公式推导](DERIVATIONS.zh.md)、[流传的错误说法](ERRATA.zh.md)、[读曲线](READING_CURVES.md)（英文）、\
-[代码里常犯的错误](MISTAKES.md)（英文）、[实验结果](lab/results.md)（英文）。[English](INDEX.md) | 简体中文
+[公式推导](DERIVATIONS.zh.md)、[流传的错误说法](ERRATA.zh.md)、[读曲线](READING_CURVES.zh.md)、\
+[代码里常犯的错误](MISTAKES.zh.md)、[实验结果](lab/results.zh.md)。[English](INDEX.md) | 简体中文
 """}
 TOPICS = [
     ("Text as a decision process", "文本作为决策过程", [

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 import concepts  # noqa: E402
 import index  # noqa: E402
+import lab_chinese  # noqa: E402
+import mistakes  # noqa: E402
 
 PAGES = {language: file.read_text(encoding="utf-8") for language, file in concepts.PAGES.items()}
 ROWS = concepts.ROWS
@@ -79,11 +81,12 @@ def test_links_into_the_code_resolve():
 
 def test_experiments_exist():
     assert {row.experiment for row in ROWS} == {"", "table", "curves", *compare.EXPERIMENTS}
-    files = {"table": "lab/results.md", "curves": "READING_CURVES.md",
-             **{name: f"lab/{name}.md" for name in compare.EXPERIMENTS}}
-    for name, file in files.items():
-        assert all(f"]({file})" in page for page in PAGES.values())
-        assert (ROOT / "docs" / file).is_file(), f"docs/{file} is missing"
+    files = ["lab/results.md", "READING_CURVES.md",
+             *(f"lab/{name}.md" for name in compare.EXPERIMENTS)]
+    for file in files:
+        for language, file in (("English", file), ("Chinese", file.replace(".md", ".zh.md"))):
+            assert f"]({file})" in PAGES[language]
+            assert (ROOT / "docs" / file).is_file(), f"docs/{file} is missing"
 
 
 def test_every_topic_leads_somewhere():
@@ -107,6 +110,41 @@ def test_a_topic_that_leads_nowhere_is_named(topic, message):
         index.entry(topic, "English")
 
 
+def test_the_mistakes_in_chinese_are_those_of_the_english_page():
+    english, chinese = (file.read_text(encoding="utf-8")
+                        for file in (mistakes.ENGLISH, mistakes.PAGE))
+    assert chinese == mistakes.page(), "run `python docs/concepts.py`"
+    rows, others = ([line.split(" | ") for line in page.split("\n") if line.startswith("| ")][1:]
+                    for page in (english, chinese))
+    assert len(rows) == len(others) > 50
+    for row, other in zip(rows, others):
+        assert row[:1] + row[3:] == other[:1] + other[3:]
+        assert re.search(CHINESE, other[1]) and re.search(CHINESE, other[2]), other
+
+
+def test_the_lab_in_chinese_has_the_numbers_of_the_english_pages():
+    pages = lab_chinese.pages()
+    assert len(pages) == len(compare.EXPERIMENTS) + 1
+    for file, text in pages.items():
+        assert file.read_text(encoding="utf-8") == text, "run `python docs/concepts.py`"
+        english = (file.parent / file.name.replace(".zh.md", ".md")).read_text(encoding="utf-8")
+        # A set: the titles stand twice, and a setting's name may hold a number, too.
+        found, expected = (set(re.findall(r"\d[\d.,]*\d|\d", page)) for page in (text, english))
+        assert found == expected, file.name
+        values = [re.findall(r"\d[\d.,]* ± \d[\d.,]*\d", page) for page in (text, english)]
+        assert values[0] == values[1], file.name
+        # What is left in English are names.
+        words = set(re.findall("[a-z]{4,}", re.sub(r"\(.*?\.png\)", "", text)))
+        assert words <= {"pass", "mean", "token", "nats", "seq"}, file.name
+
+
+def test_a_sentence_of_another_form_is_refused():
+    with pytest.raises(ValueError, match="no Chinese for 'Against GRPO, all is well'"):
+        lab_chinese.against("Against GRPO, all is well")
+    with pytest.raises(ValueError, match="no Chinese for 'A new mistake'"):
+        mistakes.translated_row("| 99 | A new mistake | nothing |  | `losses.py` | `x` |")
+
+
 @pytest.mark.parametrize("place, message", [
     ("losses.py:kl_k4", "losses.py: kl_k4: found 0 times"),
     ("losses.py:kl_k3:expm2", "losses.py: 'expm2' in kl_k3: found 0 times"),
@@ -128,7 +166,8 @@ def test_unknown_recordings_and_equations_are_named():
 def test_it_is_quick_to_write():
     """Torch alone would take longer than all the rest: the scripts read sources, and import none
     of them."""
-    for name in ("concepts", "concept_rows", "index", "interview", "questions", "errata"):
+    for name in ("concepts", "concept_rows", "index", "interview", "questions", "errata",
+                 "mistakes", "lab_chinese"):
         tree = ast.parse((ROOT / "docs" / f"{name}.py").read_text(encoding="utf-8"))
         assert {name.name for node in ast.walk(tree) if isinstance(node, ast.Import)
                 for name in node.names} <= {"ast", "csv", "functools", "json", "re", "statistics",

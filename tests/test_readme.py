@@ -138,7 +138,7 @@ def test_results_are_the_lab_s(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_lab_s_sentences_have_its_numbers(page):
-    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)\.md\)(.*(?:\n  .*)*)",
+    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)(?:\.zh)?\.md\)(.*(?:\n  .*)*)",
                        page.read_text(encoding="utf-8"), re.M)
     assert sorted(name for name, _ in found) == sorted(compare.EXPERIMENTS)
     for name, text in found:
