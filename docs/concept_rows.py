@@ -268,9 +268,12 @@ VALUES = [
         code=["advantages.py:gae:delta = rewards"],
         tests=["test_policy_gradient.py::test_gae_with_lambda_below_1_needs_the_right_critic"],
         experiment="",
-        english=("No model of Q: as text moves deterministically, r + γV(next state) is Q, "
-                 "and a return is a sample of it."),
-        in_chinese="没有 Q 网络：转移是确定的，r + γV(s') 就是 Q，回报是它的样本。"),
+        english=('After "The capital of France is", Q of "Paris" is high, Q of "London" low, and V '
+                 "is their mean by the policy's probabilities. There is no model of Q: as text "
+                 "moves deterministically, r + γV(next state) is Q, and a return is a sample of "
+                 "it."),
+        in_chinese=("在“法国的首都是”之后，“巴黎”的 Q 高，“伦敦”的 Q 低，V 是按策略概率的平均。没有 Q 网络："
+                    "转移是确定的，r + γV(s') 就是 Q，回报是它的样本。")),
     Concept(
         "advantage", "优势函数",
         equation="A(s, a) = Q(s, a) − V(s),   Σ_a π(a ∣ s) A(s, a) = 0",
@@ -731,9 +734,13 @@ PPO = [
                "test_scripts.py::test_the_reference_stays_frozen_unless_told_to_move",
                "test_scripts.py::test_reward_model_and_ppo_on_it"],
         experiment="table",
-        english=("Two of them learn, two are frozen. "
-                 "A verifier takes the reward model's place, a group's mean the critic's."),
-        in_chinese="策略模型（actor）和价值模型（critic）学习，参考模型和奖励模型冻结。"),
+        english=("Actor and critic learn. The reference is the actor's frozen start. The reward "
+                 "model is frozen, as it says what is good. The first three read every token of an "
+                 "answer, the reward model its end. A verifier can take the reward model's place, "
+                 "a group's mean the critic's."),
+        in_chinese=("策略模型（actor）和价值模型（critic）学习。参考模型是策略模型冻结的起点；奖励模型"
+                    "定义什么是好，所以冻结。前三个读回答的每个 token，奖励模型只在结尾打分。校验器可以"
+                    "代替奖励模型，组均值可以代替价值模型。")),
     Concept(
         "order of work in a step", "一步之内的工作顺序",
         equation="sample;   score, log-probs, values;   advantages;   updates",
@@ -806,8 +813,11 @@ KL = [
         code=["advantages.py:token_rewards:penalty = -kl_coef"],
         tests=["test_closed_form.py::test_ends_at_the_optimum"],
         experiment="kl",
-        english="What RLHF maximises, and its solution. PPO, RLOO and DPO arrive there.",
-        in_chinese="RLHF 的目标及其闭式解；PPO、RLOO、DPO 都收敛到它。"),
+        english=("What RLHF maximises, and its solution: the score of the policy's own answers, "
+                 "less a price β for each nat of distance from the reference. PPO, RLOO and DPO "
+                 "arrive there."),
+        in_chinese=("RLHF 的目标及其闭式解：策略自己的回答的得分，减去离参考模型每一 nat 的代价 β。"
+                    "PPO、RLOO、DPO 都收敛到它。")),
     Concept(
         "forward and reverse KL", "前向 KL 与反向 KL",
         equation=("reverse: KL(π‖π_ref) = E_π[log π/π_ref];   "
@@ -1053,8 +1063,11 @@ GROUPS = [
         tests=["test_peers.py::test_peer[trl.gspo]",
                "test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         experiment="table",
-        english="One length-normalised ratio per sequence: an answer is clipped as a whole.",
-        in_chinese="每个序列一个按长度归一的比率，整体裁剪。"),
+        english=("One ratio per answer, since the reward belongs to the whole answer, and one clip "
+                 "for it. The mean of the log ratios keeps it near 1; the exact product of all "
+                 "ratios would be far from 1 for long answers."),
+        in_chinese=("奖励属于整个回答，所以每个回答一个比率，整体裁剪。取对数比率的均值使它接近 1；"
+                    "精确的连乘在长回答上会远离 1。")),
     Concept(
         "CISPO, clipped importance sampling weights", "裁剪重要性采样权重（不截断梯度）",
         equation="−stopgrad(clip(ρ)) A log π",
@@ -1280,8 +1293,11 @@ WRONG = [
         code=["support/run.py:find_trouble:collapsed"],
         tests=["test_runs.py::test_trouble_is_named"],
         experiment="curves",
-        english="The progress bar says so; clip-higher and KL work against it.",
-        in_chinese="熵趋于 0 时回答都一样；进度条会提示。"),
+        english=("The progress bar says so. Against it help a higher upper clip (DAPO), KL to the "
+                 "reference, a higher temperature and a lower learning rate. Not here: an entropy "
+                 "bonus."),
+        in_chinese=("熵趋于 0 时回答都一样；进度条会提示。对策：提高裁剪上界（DAPO）、对参考模型的 KL、"
+                    "提高温度、减小学习率。没有实现熵奖励。")),
     Concept(
         "pass@k", "pass@k 通过率",
         equation="1 − C(n − c, k) / C(n, k)",
