@@ -509,13 +509,13 @@ PPO = [
                 "token."),
         follow_up=("When is it exactly on-policy? With one update per step: the ratio is 1 and "
                    "nothing is clipped."),
-        wrong=("“It has a ratio, so it is off-policy.” DPO is: its pairs are fixed from the "
-               "start."),
+        wrong=("“It has a ratio, so it is off-policy.” DPO is off-policy: its pairs are fixed "
+               "from the start."),
         question_zh="PPO 是同策略（on-policy）吗？在这里是什么意思？",
         answer_zh=("基本是。每一步都用当前策略重新采样，不保留旧数据；但一批样本要更新几次，从第"
                    "二次起样本就来自稍旧的策略，由比率逐 token 修正。"),
         follow_up_zh="什么时候严格同策略？每步只更新一次：比率为 1，什么都不裁剪。",
-        wrong_zh="“有比率，所以是异策略。”DPO 才是：它的数据一开始就固定了。",
+        wrong_zh="“有比率，所以是异策略。”DPO 才是异策略：它的数据一开始就固定了。",
         code=["train_grpo.py:main:old = logp.detach()", "methods.py:MethodConfig:self.on_policy ="],
         tests=["test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         why="c.1, c.6, c.16"),
@@ -688,13 +688,13 @@ PPO = [
                 "make the result a little worse."),
         follow_up=("What helps? A verifier instead of the reward model, a group instead of the "
                    "critic, DPO instead of sampling."),
-        wrong="“PPO fails because RL is unstable.” Most failures are bugs that no curve shows.",
+        wrong="“PPO fails because RL is unstable.” Often the cause is a bug that no curve shows.",
         question_zh="经典 RLHF 有哪些难处？",
         answer_zh=("内存里要放四个模型；大模型上采样最花时间；许多设置互相影响（β、学习率、λ、预"
                    "热）；奖励模型在远离数据处会错，还会被利用；程序错误不会崩溃，只会让结果差一"
                    "点。"),
         follow_up_zh="有什么办法？校验器代替奖励模型，组内均值代替价值模型，DPO 省去采样。",
-        wrong_zh="“PPO 失败是因为强化学习不稳定。”多数失败是曲线上看不出的程序错误。",
+        wrong_zh="“PPO 失败是因为强化学习不稳定。”常常是曲线上看不出的程序错误。",
         code=["train_ppo.py:main:# 1. Four models"],
         tests=["test_steps.py::test_ppo"],
         why="g.5",
