@@ -38,7 +38,7 @@ ROWS = {
         "得分放在最后一列，而不是最后一个动作",
         "短回答完全没有奖励"),
     "A cut-off answer is verified like a finished one": ("被截断的回答也照常校验", "模型学到不必结束"),
-    "GAE does not skip what a tool wrote": ("GAE 不跳过非动作的 token", "两个动作之间工具的输出，增加折扣和为零的价值"),
+    "GAE does not skip holes": ("GAE 不跳过非动作的 token", "两个动作之间工具的输出，增加折扣和为零的价值"),
     "What the environment wrote is trained on as if the policy had chosen it": (
         "环境写的内容被当成策略选的来训练",
         "策略离开参考模型，去学工具会说什么，而它不需要知道"),

@@ -183,7 +183,7 @@ MUTATIONS = [
              "scores = [score * end for score, end in zip(scores, finished)]",
              "pass",
              "test_data.py"),
-    Mutation("18", "GAE does not skip what a tool wrote",
+    Mutation("18", "GAE does not skip holes",
              "a tool's output between two actions adds discounting and zero values",
              "",
              "advantages.py",
