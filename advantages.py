@@ -1,6 +1,6 @@
 """Advantage estimators: how much better an action was than expected. Torch only: copy the file.
 
-Column t of a (B, T) tensor speaks of token t. `mask` is 1 where token t is an action (sampled by
+Column t of a (B, T) tensor belongs to token t. `mask` is 1 where token t is an action (sampled by
 the policy) and 0 on prompts, padding and holes (a tool's output between two actions). Estimators
 skip holes: the running sum and the next value pass through them unchanged, with no discount. Off
 the mask inputs may hold any finite number and outputs are 0. Shapes that differ: ValueError.

@@ -1,6 +1,6 @@
 """Log-probs, KL estimators and every loss. Torch only: copy the file.
 
-(B,) is a number per sequence, (B, T) a number per token; column t speaks of token t, so nothing
+(B,) is a number per sequence, (B, T) a number per token; column t belongs to token t, so nothing
 here shifts. `mask` (bool, integer or float) is 1 where token t is an action; off it inputs may hold
 any finite number, so every input is masked before it is subtracted or exponentiated. Log-probs are
 in nats. Shapes that differ and unknown modes are a ValueError.

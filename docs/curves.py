@@ -1,4 +1,4 @@
-"""The runs behind READING_CURVES.md: short, on the built-in task, healthy ones and ones made sick
+"""The runs behind READING_CURVES.md: short, on the built-in task, good ones and ones that fail
 by a flag or two.
 
     python docs/curves.py              runs what runs/curves doesn't hold, then writes
@@ -46,7 +46,7 @@ RUNS = {
 # Of the columns of metrics.csv: the clock's, and what the flags say.
 LEFT_OUT = ("seconds", "samples", "kl_coef")
 
-# file: title; legend -> run, the healthy one first; panels (y label, column, y scale)
+# file: title; legend -> run, the good one first; panels (y label, column, y scale)
 REWARD, KL = ("reward", "reward", "linear"), ("exact KL (nats per token)", "kl_exact", "log")
 ENTROPY = ("entropy (nats per token)", "entropy", "log")
 FIGURES = {

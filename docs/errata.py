@@ -3,7 +3,7 @@ docs/ERRATA.md and docs/ERRATA.zh.md from this list, with a link to the test of 
 """
 from typing import NamedTuple
 
-from concepts import ROOT, heading_link, line_of, read
+from concepts import ROOT, equation_links, line_of, read
 
 PAGES = {"English": ROOT / "docs" / "ERRATA.md", "Chinese": ROOT / "docs" / "ERRATA.zh.md"}
 TESTS = "tests/test_errata.py"
@@ -359,6 +359,14 @@ SECTIONS = [
 ERRATA = [erratum for _, _, errata in SECTIONS for erratum in errata]
 
 
+def link(number: int, label: str, language: str) -> str:
+    """A link to the section that holds this number."""
+    [titles] = [titles for *titles, errata in SECTIONS if ERRATA[number - 1] in errata]
+    english, chinese = titles
+    file, title = ("ERRATA.md", english) if language == "English" else ("ERRATA.zh.md", chinese)
+    return f"[{label}]({file}#{title.lower().replace(' ', '-')})"
+
+
 def tests() -> dict[int, str]:
     """The tests by number, which are as many as the errata. ValueError if not."""
     found = {int(name.split("_")[1]): name for name in read(TESTS)[1]
@@ -369,22 +377,14 @@ def tests() -> dict[int, str]:
     return found
 
 
-def reasons(equations: str, language: str) -> str:
-    """Links to the pages that hold the equations."""
-    file = "DERIVATIONS.md" if language == "English" else "DERIVATIONS.zh.md"
-    links = [heading_link(number[0], file).replace(f"[{number[0]}]", f"[{number}]")
-             for number in equations.split(", ") if number]
-    return ", ".join(links)
-
-
 def entry(number: int, erratum: Erratum, language: str) -> str:
     test = f"../{TESTS}#L{line_of(TESTS, tests()[number])}"
-    why = reasons(erratum.why, language)
+    links = equation_links(erratum.why, language)
     if language == "English":
-        why = f" Why: {why}." if why else ""
+        why = f" Why: {', '.join(links)}." if links else ""
         return (f"{number}. **“{erratum.wrong}”** {erratum.right} *Run:* {erratum.run}{why} "
                 f"[Test]({test})\n")
-    why = f"理由：{why}。" if why else ""
+    why = f"理由：{'、'.join(links)}。" if links else ""
     return (f"{number}. **“{erratum.wrong_zh}”** {erratum.right_zh}*实测*：{erratum.run_zh}{why}"
             f"[测试]({test})\n")
 

@@ -37,9 +37,9 @@ card. `--plan --help` lists the flags: rows, `--micro-batch-tokens`, `--grad-che
 
 ## What fits
 
-256 answers a step in GRPO and PPO, rows of 256 + 512 tokens, bfloat16. A cell is the first that
+256 answers per step in GRPO and PPO, rows of 256 + 512 tokens, bfloat16. A cell is the first that
 fits: without `--grad-checkpoint` before with it, large micro-batches before small ones, and fewer
-answers a step only where nothing else helps.
+answers per step only where nothing else helps.
 
 """
 DETAILS = """

@@ -14,7 +14,7 @@ from support.run import find_model
 
 CARDS = (16, 24, 48, 80)                # GB of 10^9 bytes
 LEGEND = """\
-8192: --micro-batch-tokens 8192; gc: with --grad-checkpoint; 64 rows: so many answers a step.
+8192: --micro-batch-tokens 8192; gc: with --grad-checkpoint; 64 rows: so many answers per step.
 A tenth of the peak is left free, and 1 GB for the GPU's context. No GPU has confirmed this yet."""
 
 

@@ -1,5 +1,5 @@
-"""docs/READING_CURVES.md names every number that a run logs, its tables are those of
-docs/curves/curves.csv, and its answers are true."""
+"""docs/READING_CURVES.md, in English and in Chinese, names every number that a run logs, its tables
+are those of docs/curves/curves.csv, and its answers are true."""
 import csv
 import re
 import runpy
@@ -21,7 +21,8 @@ from support.run import ALGORITHMS
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "curves.py"))
-PAGE = (ROOT / "docs" / "READING_CURVES.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+         for name in ("READING_CURVES.md", "READING_CURVES.zh.md")}
 with open(ROOT / "docs" / "curves" / "curves.csv", newline="", encoding="utf-8") as f:
     ROWS = {(row["run"], row["step"]): row for row in csv.DictReader(f)}
 
@@ -51,12 +52,27 @@ def logged(place, tmp_path_factory):
 def test_every_number_that_is_logged_is_explained(logged, algorithm):
     names = logged[algorithm] | set(next(iter(ROWS.values()))) - {"run"}
     assert {"step", "grad_norm", "seconds", "skipped_updates"} < logged[algorithm]
-    assert {name for name in names if f"`{name}`" not in PAGE} == set()
+    for page in PAGES.values():
+        assert {name for name in names if f"`{name}`" not in page} == set()
 
 
-def test_the_tables_are_what_the_runs_gave():
+def test_both_languages_have_the_same_numbers_and_names():
+    """Section by section: so neither can be changed alone."""
+    english, chinese = (page.split("\n## ") for page in PAGES.values())
+    assert len(english) == len(chinese)
+    for section, other in zip(english, chinese):
+        for pattern in (r"[−-]?\d+\.\d+", r"`[^`\n]+`", r"\]\(([^)]+)\)"):
+            found, expected = (sorted(re.findall(pattern, text)) for text in (other, section))
+            # The pages link to each other.
+            expected = [link.replace(".zh.md", ".md") for link in expected]
+            found = [link.replace(".zh.md", ".md") for link in found]
+            assert found == expected, section[:40]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tables_are_what_the_runs_gave(page):
     checked, run, steps = 0, None, []
-    for line in PAGE.split("\n"):
+    for line in PAGES[page].split("\n"):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if head := re.match(r"run `(\w+)`, step", cells[0]):
             run, steps = head[1], [cell for cell in cells[1:] if cell.isdigit()]
@@ -76,12 +92,13 @@ def test_runs_are_commands_and_the_page_knows_them():
         parse({"train_grpo.py": train_grpo, "train_ppo.py": train_ppo,
                "train_dpo.py": train_dpo}[file].Config, "", flags)
     assert {run for run, _ in ROWS} == set(SCRIPT["RUNS"])
-    assert set(re.findall(r"`((?:grpo|ppo|dpo)_\w+)`", PAGE)) - set(SCRIPT["RUNS"]) == set()
+    for page in PAGES.values():
+        assert set(re.findall(r"`((?:grpo|ppo|dpo)_\w+)`", page)) - set(SCRIPT["RUNS"]) == set()
 
 
 def test_pictures_are_shown_and_small():
     for name in SCRIPT["FIGURES"]:
-        assert (f"](curves/{name}.png)" in PAGE
+        assert (all(f"](curves/{name}.png)" in page for page in PAGES.values())
                 and (ROOT / "docs" / "curves" / f"{name}.png").stat().st_size < 100_000)
 
 

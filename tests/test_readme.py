@@ -1,6 +1,7 @@
 """What the README, in English and in Chinese, says of the files and of the lab's numbers is true,
 both give the same commands and outputs, and the scripts take every command of theirs and of the
 recipes."""
+import functools
 import importlib
 import re
 import runpy
@@ -34,6 +35,38 @@ def test_local_links_resolve():
         links = [link for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
                  if "://" not in link]
         assert all((page.parent / link).exists() for link in links), page
+
+
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    """What can stand behind a # in a link to this page, on GitHub."""
+    text = page.read_text(encoding="utf-8")
+    headings = [re.sub("<.*?>", "", line) for line in re.findall(r"^#+ (.*)", text, re.M)]
+    kept = ["".join(c for c in heading.lower() if c.isalnum() or c in "-_ ")
+            for heading in headings]
+    return {*re.findall(r'<a id="(.*?)">', text), *(x.replace(" ", "-") for x in kept)}
+
+
+def test_links_to_places_in_pages_resolve():
+    n_links = 0
+    for page in [*PAGES, *RECIPES, *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        for file, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+            target = (page.parent / file).resolve() if file else page
+            if target.suffix == ".md":
+                n_links += 1
+                assert anchor in anchors(target), f"{page.name}: {file}#{anchor}"
+    assert n_links > 500
+
+
+def test_every_page_of_docs_is_linked_from_the_readme_in_its_language():
+    """So that every topic of the index is two clicks away."""
+    english, chinese = (page.read_text(encoding="utf-8") for page in PAGES)
+    for page in (ROOT / "docs").glob("*.md"):
+        if page.name.endswith(".zh.md"):
+            assert f"(docs/{page.name})" in chinese, page.name
+        else:
+            assert f"(docs/{page.name})" in english, page.name
 
 
 def test_both_languages_have_the_same_code_blocks():
@@ -105,7 +138,7 @@ def test_results_are_the_lab_s(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_lab_s_sentences_have_its_numbers(page):
-    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)\.md\)(.*(?:\n  .*)*)",
+    found = re.findall(r"^\* \[\w+\]\(docs/lab/(\w+)(?:\.zh)?\.md\)(.*(?:\n  .*)*)",
                        page.read_text(encoding="utf-8"), re.M)
     assert sorted(name for name, _ in found) == sorted(compare.EXPERIMENTS)
     for name, text in found:

@@ -1,0 +1,162 @@
+"""What interviewers ask: `python docs/concepts.py` writes docs/INTERVIEW.md and its Chinese twin
+from docs/questions.py, with the numbers of the lab's files and every line number as they are now.
+"""
+import csv
+import functools
+import re
+import statistics
+
+from concepts import ROOT, code_link, equation_links, test_link
+from errata import ERRATA
+from errata import link as erratum_link
+from questions import SECTIONS
+
+PAGES = {"English": ROOT / "docs" / "INTERVIEW.md", "Chinese": ROOT / "docs" / "INTERVIEW.zh.md"}
+FORMS = {"seconds": ".0f", "samples": ",.0f", "models": ".0f"}
+# A \ joins two lines: the page's lines are longer than those of a source file.
+INTRO = {"English": """# Interview questions
+
+What is asked about reinforcement learning for language models, each with an answer for thirty \
+seconds, what is asked next, the usual wrong
+answer, and the evidence in this repository. Cover the answer, say your own, then compare. Why an \
+equation is so: [DERIVATIONS.md](DERIVATIONS.md);
+what a term means and which line computes it: [CONCEPTS.md](CONCEPTS.md). English | \
+[简体中文](INTERVIEW.zh.md)
+
+Numbers are means ± standard deviations over five seeds on the built-in task, where not said \
+otherwise. They are shares of right answers,
+sampled ones if nothing else is said; times are those of one CPU core. They come from \
+[`results.csv`](lab/results.csv), the other files of
+[`lab/`](lab), and [`curves.csv`](curves/curves.csv). In the runs of `results.csv`, RLOO, ReMax \
+and REINFORCE++ had GRPO's clipped loss and its
+average over each answer, and Dr. GRPO, DAPO and CISPO a KL penalty of β = 0.01, which the methods \
+of today don't have.
+""", "Chinese": """# 面试题
+
+关于大语言模型的强化学习，面试常问的问题。每题包括三十秒的回答、接下来会追问什么、常见的错误回答，\
+以及本仓库里的证据。先遮住答案自己说一遍，再对照。公式为什么成立，见[公式推导](DERIVATIONS.zh.md)；\
+术语的含义和对应的代码行，见[概念](CONCEPTS.zh.md)。[English](INTERVIEW.md) | 简体中文
+
+没有另外说明时，数字是内置任务上五个种子的均值 ± 标准差，指正确回答的比例（默认为采样），用时是单个 \
+CPU 核上的时间。它们来自 [`results.csv`](lab/results.csv)、[`lab/`](lab) 里的其他文件和 \
+[`curves.csv`](curves/curves.csv)。在 `results.csv` 的运行里，RLOO、ReMax、REINFORCE++ 用的是 GRPO 的\
+裁剪损失和按回答平均，Dr. GRPO、DAPO、CISPO 带有 β = 0.01 的 KL 惩罚，现在的版本已经不是这样。
+"""}
+LABELS = {
+    "English": {
+        "answer": "**Answer.** ", "follow_up": "**Asked next.** ",
+        "wrong": "**Often said wrongly.** ",
+        "evidence": "**Evidence.** ", "code": "Code: ", "tests": "Tests: ", "why": "Derived in ",
+        "errata": "What the wrong formula does: ", "and": ", ", "end": ". "},
+    # A bold text that ends with a full-width colon would not be bold.
+    "Chinese": {
+        "answer": "**回答**：", "follow_up": "**追问**：", "wrong": "**常见的错误回答**：",
+        "evidence": "**证据**：", "code": "代码：", "tests": "测试：", "why": "推导：",
+        "errata": "把错误的公式跑一遍：", "and": "、", "end": "。"}}
+
+
+@functools.cache
+def rows_of(file: str) -> list[dict]:
+    with open(ROOT / "docs" / file, newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def shown(values: list[float], form: str) -> str:
+    """Mean ± standard deviation, which is left out where it is 0."""
+    mean = f"{statistics.mean(values):{form}}"
+    spread = statistics.stdev(values) if len(values) > 1 else 0
+    return f"{mean} ± {spread:{form}}" if spread else mean
+
+
+def late(rows: list[dict], column: str) -> list[float]:
+    """For each seed, the mean of the last fifth of the steps, as the lab's pages have it."""
+    seeds = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row)
+    found = []
+    for mine in seeds.values():
+        after = 0.8 * int(mine[-1]["step"])
+        values = [float(row[column]) for row in mine if row[column] and int(row["step"]) > after]
+        found.append(statistics.mean(values))
+    return found
+
+
+def number(place: str) -> str:
+    """results/METHOD/COLUMN, an experiment's NAME/SETTING/COLUMN, or curve/RUN/STEP/COLUMN."""
+    file, *path, column = place.split("/")
+    if file == "curve":
+        run, step = path
+        found = [row[column] for row in rows_of("curves/curves.csv")
+                 if (row["run"], row["step"]) == (run, step)]
+        if not found:
+            raise ValueError(f"{place}: not in docs/curves/curves.csv")
+        return of_curve(float(found[0]))
+    if file == "results":
+        found = [float(row[column]) for row in rows_of("lab/results.csv")
+                 if row["method"] == path[0]]
+    else:
+        found = late([row for row in rows_of(f"lab/{file}.csv")
+                      if path[0] == ", ".join(filter(None, (row["line"], row["setting"])))], column)
+    if not found:
+        raise ValueError(f"{place}: not in the files of docs/lab")
+    return shown(found, FORMS.get(column, ".2f"))
+
+
+def of_curve(x: float) -> str:
+    if abs(x) >= 100:
+        return f"{x:.0f}"
+    return f"{x:.2f}" if abs(x) >= 0.1 else f"{x:.1g}"
+
+
+def filled(text: str) -> str:
+    return re.sub(r"\{(.*?)\}", lambda match: number(match[1]), text)
+
+
+def erratum(n: int, language: str) -> str:
+    """A wrong statement of ERRATA.md by its number, and what came out when it was run."""
+    if language == "English":
+        return f"{erratum_link(n, str(n), language)}: {ERRATA[n - 1].run.rstrip('.')}"
+    return f"{erratum_link(n, str(n), language)}：{ERRATA[n - 1].run_zh.rstrip('。')}"
+
+
+def evidence(question, language: str) -> str:
+    label = LABELS[language]
+    numbers = question.numbers if language == "English" else question.numbers_zh
+    parts = [filled(numbers)]
+    if numbers and language == "English":
+        parts.append(" ")
+    links = {"code": map(code_link, question.code),
+             "tests": [test_link(test, language) for test in question.tests],
+             "why": equation_links(question.why, language),
+             "errata": [erratum(n, language) for n in question.errata]}
+    for name, found in links.items():
+        between = label["end"] if name == "errata" else label["and"]
+        joined = between.join(found)
+        if joined:
+            parts.append(f"{label[name]}{joined}{label['end']}")
+    return "".join(parts).strip()
+
+
+def entry(n: int, question, language: str) -> str:
+    """A question as its section of the page."""
+    fields, label = question._asdict(), LABELS[language]
+    suffix = "" if language == "English" else "_zh"
+    lines = [label[name] + fields[name + suffix] for name in ("answer", "follow_up", "wrong")]
+    lines.append(label["evidence"] + evidence(question, language))
+    title = fields["question" + suffix]
+    return f"\n### <a id=\"q{n}\"></a>{n}. {title}\n\n" + "\n\n".join(lines) + "\n"
+
+
+def page(language: str) -> str:
+    parts, n = [INTRO[language]], 0
+    for english, chinese, questions in SECTIONS:
+        parts.append(f"\n## {english if language == 'English' else chinese}\n")
+        for question in questions:
+            n += 1
+            parts.append(entry(n, question, language))
+    return "".join(parts)
+
+
+def write() -> None:
+    for language, file in PAGES.items():
+        file.write_text(page(language), encoding="utf-8")

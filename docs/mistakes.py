@@ -1,0 +1,191 @@
+"""docs/MISTAKES.md in Chinese: `python docs/concepts.py` writes docs/MISTAKES.zh.md from the
+English page, which tests/mutations.py writes, and from these translations.
+"""
+from concepts import ROOT
+
+ENGLISH = ROOT / "docs" / "MISTAKES.md"
+PAGE = ROOT / "docs" / "MISTAKES.zh.md"
+# A mistake -> the same in Chinese, and what one sees.
+ROWS = {
+    "The stop token is not an action": ("结束符不算动作", "结束没有梯度：回答越来越长"),
+    "Demonstrations without their stop token": ("示范里没有结束符", "SFT 模型从不结束回答"),
+    "The mask is inferred from ids: everything that is not the padding id": (
+        "掩码由 id 推断：凡不是填充 id 的都算",
+        "填充与真实 token 共用 id 时，真实的动作会消失"),
+    "Padding after an answer without a stop token counts as actions": (
+        "没有结束符的回答之后，填充也算动作",
+        "回答看起来比实际长，填充也被训练"),
+    "All rows of a batch get the positions of the longest": (
+        "一批中所有行都用最长一行的位置",
+        "其他长度的行看到错误的距离"),
+    "Logits score the token they saw last, not the next": (
+        "logits 给刚读过的 token 打分，而不是下一个",
+        "对数概率属于错误的 token，什么也学不到"),
+    "The critic's value of the state after the action": ("价值模型取动作之后的状态", "优势里已经含有动作的结果"),
+    "Masked inputs are overwritten in place": ("就地改写被掩掉的输入", "之后统计或记录的，不是传入的值"),
+    "One noise for all samples of a prompt": ("同一提示词的所有样本共用一份噪声", "一组样本开头都一样，没有一组有信号"),
+    "Special-token text in a user's string becomes the special token": (
+        "用户文字里的特殊 token 文本变成特殊 token",
+        "提示词可以结束它所在的对话"),
+    "Temperature in sampling only": ("温度只用于采样", "打分的不是采样的策略：隐蔽的异策略偏差"),
+    "Log-probs computed in the model's low precision": (
+        "用模型的低精度计算对数概率",
+        "第一次更新时比率就不是 1"),
+    "The difference the wrong way round": ("差值减反了", "“KL”变成负的，策略被推离参考模型"),
+    "k1 as the penalty in the loss": ("k1 作为损失里的惩罚", "期望梯度为 0：惩罚不起作用"),
+    "The KL penalty counted on the padding": ("在填充上也计 KL 惩罚", "奖励取决于有多少填充"),
+    "The score on the last column instead of the last action": (
+        "得分放在最后一列，而不是最后一个动作",
+        "短回答完全没有奖励"),
+    "A cut-off answer is verified like a finished one": ("被截断的回答也照常校验", "模型学到不必结束"),
+    "GAE does not skip holes": ("GAE 不跳过非动作的 token", "两个动作之间工具的输出，增加折扣和为零的价值"),
+    "What the environment wrote is trained on as if the policy had chosen it": (
+        "环境写的内容被当成策略选的来训练",
+        "策略离开参考模型，去学工具会说什么，而它不需要知道"),
+    "The discount and the TD error are taken across what the environment wrote": (
+        "折扣和 TD 误差算过环境写的内容",
+        "工具输出越长，之前的调用与奖励的关系越弱"),
+    "The row that is asked about is numbered within its process": (
+        "被询问的行用进程内的编号",
+        "用 torchrun 时，环境按另一段对话的内容作答"),
+    "The critic's targets from whitened advantages": (
+        "价值模型的目标用白化后的优势",
+        "价值模型学的是不断变化、没有单位的目标"),
+    "Whitening shifts the mean although told not to": (
+        "要求不平移均值，白化却平移了",
+        "奖励的正负取决于它所在的批次"),
+    "Equal rewards are left to rounding and a tiny epsilon": (
+        "奖励全相等时，听任舍入误差除以极小的 ε",
+        "八个 0.7 的奖励，得出 0.81 的优势"),
+    "Groups interleaved instead of consecutive": ("组是交错排列，而不是连续排列", "回答与其他提示词的回答比较"),
+    "A group of one": ("只有一个回答的组", "一个数的无偏标准差是 NaN"),
+    "The clip turned round: min where the loss needs max": (
+        "裁剪写反：损失里该用 max 的地方用了 min",
+        "负优势被无限推动；比率为 1 时看不出来"),
+    "The mean of micro-batch means": ("微批均值的均值", "长短回答的权重随微批大小而变"),
+    "The same in SFT": ("SFT 里同样的错误", "同上"),
+    "Dr. GRPO that still divides by each answer's length": (
+        "Dr. GRPO 仍除以每个回答的长度",
+        "两处改动只做了一处：长度偏差还在"),
+    "IPO on summed log-probs where averaged ones are meant": (
+        "IPO 本该用平均的对数概率，却用了总和",
+        "差值的目标取决于回答的长度"),
+    "No warm-up: the critic's noise moves the policy": (
+        "没有预热：价值模型的噪声推动策略",
+        "价值模型还没学会，错误的优势就毁了策略"),
+    "An unfinished answer scored by the reward model": (
+        "让奖励模型给未结束的回答打分",
+        "它没见过这种回答：从不结束的可能得分最高"),
+    "Gradients clipped after each micro-batch": ("每个微批之后都裁剪梯度", "步长取决于微批的大小"),
+    "The reward model read at the last column": ("在最后一列读取奖励模型", "得分取决于后面有多少填充"),
+    "The reference is the policy itself": ("参考模型就是策略自己", "KL 永远是 0"),
+    "A run that another one trains first leaves its own precision behind": (
+        "先训练的运行留下了自己的精度设置",
+        "实际运行的与 config.json 写的不符"),
+    "No signal taken from equal rewards, whatever the advantage": (
+        "奖励相等就判为无信号，不看优势",
+        "ReMax 和 REINFORCE++ 丢掉了本来可学的组"),
+    "One noise for every pass over a step's answers": ("同一步的每一遍共用一份噪声", "每一遍的小批次都一样"),
+    "Momentum without a gradient": ("没有梯度，动量还在更新", "什么也没学到，权重却在动"),
+    "The training pass without the sampling temperature": (
+        "训练时的前向没有用采样温度",
+        "一开始比率就不是 1；训练的不是采样的策略"),
+    "The reference without the sampling temperature": (
+        "参考模型没有用采样温度",
+        "KL 所比较的策略，没有人采样过"),
+    "ReMax's baseline is the greedy answer to another prompt": (
+        "ReMax 的基线是另一个提示词的贪心回答",
+        "方差比没有基线还大"),
+    "Dynamic sampling keeps the first groups instead of those with a signal": (
+        "动态采样保留最前面的组，而不是有信号的组",
+        "采样更多，可学的和以前一样少"),
+    "The adaptive β turned round": ("自适应 β 写反", "KL 小时 β 反而增大：要么什么也学不到，要么全部失控"),
+    "clip_low and clip_high swapped": (
+        "clip_low 与 clip_high 写反",
+        "两者相等时看不出来：DAPO 提高的上界变成了下界"),
+    "--ref-sync N copies the policy at every step": (
+        "--ref-sync N 每一步都复制策略",
+        "KL 永远接近 0"),
+    "PPO without any KL penalty": ("PPO 完全没有 KL 惩罚", "得分上升，回答不再像语言"),
+    "γ and λ swapped": ("γ 与 λ 写反", "通常 γ = 1，于是 λ 不起作用，而奖励被折扣"),
+    "KTO's reference point with its sign turned": (
+        "KTO 的参考点符号写反",
+        "只要策略动过，就被截到 0：等于没有参考点的 KTO"),
+    "SimPO on summed log-probs": ("SimPO 用了对数概率之和", "长回答的差值更大"),
+    "KL in the reward, and in the loss as well": ("KL 既放进奖励，又放进损失", "付了两次 β"),
+    "The reference's moving average with its weights swapped": (
+        "参考模型滑动平均的权重写反",
+        "参考模型几乎就是策略：KL 永远接近 0"),
+    "Values are clipped around themselves": ("估值围绕自己裁剪", "价值裁剪不起作用"),
+    "The critic at the actor's learning rate": ("价值模型用了策略模型的学习率", "它总是落后；λ 小于 1 时有偏差"),
+    "The mean of each pair's NLL in place of all tokens'": (
+        "每对各自平均 NLL，而不是对全部 token 平均",
+        "短回答的 token 更重"),
+    "A learning rate that never falls": ("学习率从不下降", "最后几步都是噪声"),
+    "KTO's reference point may fall below 0": (
+        "KTO 的参考点可以低于 0",
+        "它估计的是 KL，不会为负；否则回答白白算成好的"),
+    "Gradients are not cleared between updates": ("两次更新之间不清梯度", "每次更新都重复之前的全部"),
+    "Old log-probs taken anew before each pass": (
+        "每一遍之前都重新计算旧的对数概率",
+        "每一遍开始时比率都是 1：没有什么限制策略"),
+}
+HEADER = "| | 错误 | 看到的现象 | 见于 | 在这里改动的文件 | 首先发现它的测试 |"
+# How a paragraph begins -> the whole of it in Chinese.
+PARAGRAPHS = {
+    "# What goes wrong": "# 这类代码常犯的错误",
+    "Each of these mistakes": (
+        "编号 32 及以前的错误，都在人们用来学习和训练的公开代码里出现过；知道讨论串的，附上链接。33 以后的，\
+是本项目最初的版本里发现的，或者为检验测试而编的。它们都不会使程序崩溃：训练照常进行，曲线照常变化，\
+只是结果差一点，或者完全错误。这里在本项目的一份拷贝里故意把每个错误犯一遍，最后一列是首先失败的测试。\
+英文页由 `python tests/mutations.py --table` 生成，本页由 `python docs/concepts.py` 据此生成。\
+[English](MISTAKES.md) | 简体中文"),
+    "What 18b does to a run": (
+        "18b 对训练有什么影响，[`docs/tool.py`](tool.py) 在带计算器的任务上用三个种子展示：策略也学会了提问，\
+但更晚，而且离参考模型远了五倍（[图](tool/tool.png)；在被训练的 token 上，每个 token 0.95 nats，\
+正确时为 0.20）。"),
+    "Three mistakes of the same kind": "还有三个同类的错误，改动这里的一行是犯不出来的：",
+    "* **Sampled text is decoded": (
+        "* **采样的文本先解码再重新分词**（6），于是训练的不是采样的内容：huggingface/trl#5224。\
+这里的 rollout 从头到尾都是 id，文本只用来显示和打分。"),
+    "* **The sampler's log-probs": (
+        "* **把采样器的对数概率当作旧的对数概率**，而带缓存的解码与完整前向的舍入不同（12）。两者都是 float32 \
+时相差约 1e-6，没有影响；bfloat16 时，比率就不是 1 了。`train_grpo.py` 和 `train_ppo.py` 用计算新值的同一个\
+函数计算旧值。"),
+    "* **Dropout, or a reference": (
+        "* **dropout，或参考模型处于训练模式**（11、32）：这里的模型没有 dropout。"),
+}
+
+
+def translated_row(line: str) -> str:
+    """A row with its second and third cell in Chinese. ValueError if that is missing."""
+    cells = line.split(" | ")
+    if cells[1] not in ROWS:
+        raise ValueError(f"docs/mistakes.py: no Chinese for {cells[1]!r}")
+    cells[1], cells[2] = ROWS[cells[1]]
+    return " | ".join(cells)
+
+
+def translated_paragraph(text: str) -> str:
+    for beginning, chinese in PARAGRAPHS.items():
+        if text.startswith(beginning):
+            return chinese
+    raise ValueError(f"docs/mistakes.py: no Chinese for the paragraph {text[:40]!r}")
+
+
+def page() -> str:
+    parts = []
+    for block in ENGLISH.read_text(encoding="utf-8").strip().split("\n\n"):
+        if block.startswith("| |"):
+            _, line, *rows = block.split("\n")
+            parts.append("\n".join([HEADER, line, *map(translated_row, rows)]))
+        elif block.startswith("* "):
+            items = block.replace("\n* ", "\0* ").split("\0")
+            parts.append("\n".join(map(translated_paragraph, items)))
+        else:
+            parts.append(translated_paragraph(block))
+    return "\n\n".join(parts) + "\n"
+
+
+def write() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
