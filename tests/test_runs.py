@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(
     written = f"{run}/.checkpoint.pt.unfinished: can't be written: "
     assert status == 1 and written in error.splitlines()[-1]
     assert sorted(p.name for p in run.iterdir()) == [
-        "checkpoint.pt", "config.json", "metrics.csv", "samples.txt"]
+        "checkpoint.pt", "config.json", "curves.png", "metrics.csv", "samples.txt"]
     train_grpo.main(["--out", str(run), "--resume"])
     assert result(run) == whole
 
