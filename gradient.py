@@ -9,10 +9,10 @@ Every method is a sum over tokens, Σ w ∇log π(token): its weights w are minu
 own loss with respect to log π (methods.py, losses.py, advantages.py). So each answer is scored once
 and then re-weighted, as often as one likes:
 
-    1. sample ANSWERS answers to each of PROMPTS problems; equal ones are scored once
-    2. S_i = Σ_t ∇log π(y_it), of all parameters, projected to 4096 numbers: see Sketch
+    1. sample 64 answers to each of 1,024 problems; equal ones are scored once
+    2. S_i = Σ_t ∇log π(y_it), of all parameters, projected to 4,096 numbers: support/sketch.py
     3. a critic weighs tokens, so each pair of critic and λ has its own Σ_t A_t ∇log π(y_it), of
-       CRITIC_ANSWERS answers to half of the problems; whitening is a factor and a shift of A
+       four answers to half of the problems; whitening is a factor and a shift of A
     4. batches of 256 answers, drawn from these
 
 Means and products are taken between four blocks of problems that share none, so that noise does not
@@ -20,8 +20,8 @@ pass for agreement: <a, b> is the mean of <a_s, b_s'> over blocks s ≠ s'. Inte
 block at a time (the jackknife).
 
 Answers are counted as they are sampled: ReMax's greedy one too. Not counted is what a critic needs
-before the batch: the warmed-up one has learned from WARMUP_STEPS batches of this policy's answers,
-the "exact" one reads CONTINUATIONS continuations of every prefix.
+beside the batch: the warmed-up one has learned from eight batches of this policy's answers, the
+"exact" one is the share of right ones among eight continuations of every prefix.
 """
 import csv
 import math
@@ -30,22 +30,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 import methods
 import train_grpo
 import train_ppo
 from advantages import explained_variance, gae, rloo_advantages, token_rewards, whiten
-from losses import count_for, gather_log_probs, ppo_policy_loss, value_loss
-from model import RMSNorm, ScalarModel
+from losses import count_for, ppo_policy_loss, value_loss
+from model import ScalarModel
 from rollout import generate, map_micro_batches, micro_batches, mini_batches, token_values
-from support.cli import UserError
 from support.decoding import Decoder
 from support.models import numpy_rng, torch_rng
 from support.plot import read_csv, save_figure
 from support.pretrained import load_pretrained
 from support.rl import KLCoefficient
+from support.sketch import Sketch
 from task import encode_problems, make_problems, verify_answer
 
 BATCH = 256                     # answers of one estimate
@@ -55,14 +54,14 @@ WARMUP_STEPS = 8                # of 256 answers each
 LAMBDAS = (0.0, 0.5, 0.95, 1.0)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Size:
     """How much is sampled."""
-    prompts: int = 2048
+    prompts: int = 1024
     answers: int = 64
     critic_prompts: int = 512
     critic_answers: int = 4
-    continuations: int = 16
+    continuations: int = 8
     batches: int = 128          # drawn from each block
 
 
@@ -119,7 +118,7 @@ ESTIMATORS = [
 ]
 
 
-# ------------------------------------------------------------------------------- answers of a policy
+# ------------------------------------------------------------------------------ answers of a policy
 
 @dataclass
 class Pool:
@@ -187,97 +186,10 @@ def part_of(pool: Pool, n_problems: int, n_answers: int) -> tuple[Pool, torch.Te
     return part, kept
 
 
-# ----------------------------------------------------------------- the gradient of each single answer
-
-class Sketch:
-    """The gradient of each row of a batch, of all parameters, projected to p * q numbers.
-
-    A weight's gradient is Σ_t δ_t x_tᵀ, of the error δ at its output and its input x. Its sketch is
-    R (Σ_t δ_t x_tᵀ) Sᵀ = Σ_t (R δ_t)(S x_t)ᵀ with random projections R (p, out) and S (q, in):
-    never larger than p by q, and <sketch, sketch'> is <gradient, gradient'> on average. All
-    weights' sketches are added up. It is linear, and the same for all estimators."""
-
-    def __init__(self, policy, p: int = 64, q: int = 64, seed: int = 0):
-        self.shape = p, q
-        self.policy = policy
-        self.rng = torch.Generator().manual_seed(seed)
-        self.sides = {}
-        self.total = None
-        self.modules = [module for module in policy.modules()
-                        if isinstance(module, (nn.Linear, nn.Embedding, RMSNorm))]
-        for module in self.modules:
-            self._add_weight(module.weight)
-
-    def _projection(self, rows: int, columns: int, weight):
-        """From `columns` dimensions to a random subspace; with rows >= columns, all of them."""
-        noise = torch.randn(max(rows, columns), min(rows, columns), generator=self.rng)
-        basis = torch.linalg.qr(noise)[0]
-        if rows < columns:
-            basis = basis.T * (columns / rows) ** 0.5
-        return basis.to(weight.dtype)
-
-    def _add_weight(self, weight) -> None:
-        # A weight that two modules share, as embedding and head do, has one projection.
-        if weight in self.sides:
-            return
-        p, q = self.shape
-        if weight.dim() == 1:
-            self.sides[weight] = self._projection(p * q, len(weight), weight), None
-        else:
-            out, into = weight.shape
-            self.sides[weight] = self._projection(p, out, weight), self._projection(q, into, weight)
-
-    def _watch(self, module, inputs, output):
-        R, S = self.sides[module.weight]
-        x = inputs[0].detach()
-        if isinstance(module, nn.Embedding):
-            output.requires_grad_()             # the parameters themselves need no gradient
-            Rx = R.T[x]                                                         # (B, T, p)
-
-            def add(error):
-                self.total += torch.einsum("btp,btq->bpq", Rx, error @ S.T)
-        elif isinstance(module, RMSNorm):
-            x = F.rms_norm(x, module.weight.shape, None, module.eps)
-
-            def add(error):
-                each = (error * x).flatten(1, -2).sum(1)                        # (B, dim)
-                self.total += (each @ R.T).view(-1, *self.shape)
-        else:
-            Sx = x @ S.T                                                        # (B, T, q)
-
-            def add(error):
-                self.total += torch.einsum("btp,btq->bpq", error @ R.T, Sx)
-        output.register_hook(add)
-
-    def scores(self, tokens, mask, weights: list) -> list:
-        """Σ_t w_t ∇log π(token t) of each row, projected, for each w (B, T). -> a list of (B, pq)"""
-        handles = [module.register_forward_hook(self._watch) for module in self.modules]
-        logp = gather_log_probs(self.policy(tokens[:, :-1]), tokens[:, 1:])     # (B, T - 1)
-        for handle in handles:
-            handle.remove()
-        found = []
-        for w in weights:
-            self.total = logp.new_zeros(len(tokens), *self.shape)
-            weighted = (logp * (w * mask)[:, 1:]).sum()
-            weighted.backward(retain_graph=True)
-            found.append(self.total.flatten(1))
-        return found
-
-    def of_gradients(self) -> torch.Tensor:
-        """The same projection of what the parameters hold as .grad. (pq,)"""
-        total = 0
-        for weight, (R, S) in self.sides.items():
-            if S is None:
-                total = total + (R @ weight.grad).view(self.shape)
-            else:
-                total = total + R @ weight.grad @ S.T
-        return total.flatten()
-
-
-def score_answers(policy, pool: Pool, weights: list, sketch: Sketch) -> list:
-    """For each w (U, T) of weights: Σ_t w_t ∇log π of each unique answer, projected. (U, pq)"""
+def score_answers(pool: Pool, weights: list, sketch: Sketch) -> list:
+    """For each w (U, T) of weights: Σ_t w_t ∇log π of each row of U, projected. (U, pq)"""
     p, q = sketch.shape
-    found = [torch.zeros(len(pool.tokens), p * q) for _ in weights]
+    found = [pool.rewards.new_zeros(len(pool.tokens), p * q) for _ in weights]
     for rows, T in micro_batches(pool.mask, 4096):
         parts = sketch.scores(pool.tokens[rows, :T], pool.mask[rows, :T],
                               [w[rows, :T] for w in weights])
@@ -338,14 +250,14 @@ def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng) -> torch.Tenso
     return values
 
 
-# ----------------------------------------------------------------------------- a method's gradient
+# ------------------------------------------------------------------------------ a method's gradient
 
 def token_weights(estimator: Estimator, rewards, mask, advantages=None, greedy=None):
     """w of the batch's gradient Σ w ∇log π: minus the gradient of the method's loss with respect to
     log π, at ratio 1. rewards (B,), mask (B, T); of PPO raw advantages (B, T). -> (B, T)"""
     config = estimator.config
-    old_logp = torch.zeros(mask.shape)
-    logp = torch.zeros(mask.shape, requires_grad=True)
+    old_logp = rewards.new_zeros(mask.shape)
+    logp = old_logp.clone().requires_grad_()
     denominator = count_for(mask, config.aggregate, config.max_new_tokens)
     if estimator.critic:
         loss, _ = ppo_policy_loss(logp, old_logp, whiten(advantages, mask), mask, config.clip,
@@ -388,7 +300,7 @@ def draw_batch(estimator: Estimator, pool: Pool, prompts, rng):
     return chosen, pool.row[chosen].gather(1, order[:, :estimator.group]).flatten()
 
 
-# ------------------------------------------------------------------------------------ the statistics
+# ----------------------------------------------------------------------------------- the statistics
 
 def between(a, b):
     """<a, b> of blocks' means (S, k), without what one block's noise has in common with itself."""
@@ -469,7 +381,7 @@ def measure(estimator: Estimator, pool: Pool, truths, blocks, n_batches: int, *s
     return found
 
 
-# ------------------------------------------------------------------------------------- the experiment
+# ----------------------------------------------------------------------------------- the experiment
 
 @dataclass
 class Collected:
@@ -492,7 +404,7 @@ def collect(model: Path, size: Size, seed: int = 0) -> Collected:
                      torch_rng(seed, 0, "gradient"))
     print(f"{pool.row.numel()} answers, {len(pool.tokens)} different ones", flush=True)
     sketch = Sketch(policy)
-    [scores] = score_answers(policy, pool, [pool.mask.float()], sketch)
+    [scores] = score_answers(pool, [pool.mask.float()], sketch)
 
     # The critics, and what each λ makes of them.
     part, kept = part_of(pool, size.critic_prompts, size.critic_answers)
@@ -509,7 +421,7 @@ def collect(model: Path, size: Size, seed: int = 0) -> Collected:
     rewards = token_rewards(part.rewards, no_kl, no_kl, part.mask, 0.0)
     advantages = {e.name: gae(rewards, values[e.critic], part.mask, lam=e.config.lam)[0]
                   for e in ESTIMATORS if e.critic}
-    weighted = score_answers(policy, part, [*advantages.values()], sketch)
+    weighted = score_answers(part, [*advantages.values()], sketch)
     return Collected(pool, scores, part, kept, advantages, dict(zip(advantages, weighted)), values)
 
 
@@ -529,8 +441,8 @@ def study(policy: str, data: Collected, n_batches: int) -> tuple[list[dict], dic
         rows.append({"policy": policy, "method": e.name, "samples": e.n_samples,
                      **{column: f"{x:.4g}" for column, x in found.items()}})
 
-    # Each answer's advantage counts by the square of its score: so the best constant baseline is
-    # the mean reward with these weights.
+    # An answer's advantage counts by the square of its score: so the best constant baseline is the
+    # mean reward with these weights.
     each = pool.row.flatten()
     squares = data.scores.square().sum(1)
     right = pool.rewards > 0.5
@@ -539,12 +451,18 @@ def study(policy: str, data: Collected, n_batches: int) -> tuple[list[dict], dic
     mask = part.mask
     returns = part.rewards[:, None].expand(mask.shape)[mask]
     halves = truths[::2].mean(0), truths[1::2].mean(0)
+    best = (pool.rewards * squares)[each].sum() / squares[each].sum()
+    with_best = ((pool.rewards - best).square() * squares)[each].mean()
+    without = (pool.rewards.square() * squares)[each].mean()
+    with_mean = ((pool.rewards - pool.rewards[each].mean()).square() * squares)[each].mean()
     facts = {"accuracy": pool.rewards[each].mean(),
              "greedy": pool.greedy.mean(),
              "length": pool.mask.sum(1)[each].float().mean(),
              "length_right": pool.mask.sum(1)[each][right[each]].float().mean(),
              "halves": F.cosine_similarity(*halves, dim=0),
-             "best_baseline": (pool.rewards * squares)[each].sum() / squares[each].sum(),
+             "best_baseline": best,
+             "best_leaves": with_best / without,
+             "mean_leaves": with_mean / without,
              "score_right": squares[each][right[each]].mean(),
              "score_wrong": squares[each][~right[each]].mean(),
              "value_error": ((new - other_half)[mask].square().mean() / 4).sqrt(),
@@ -571,7 +489,7 @@ def run(out: Path, models: dict[str, Path], quick: bool) -> None:
             writer.writerows(some)
 
 
-# ------------------------------------------------------------------------- what it says, from the csv
+# ----------------------------------------------------------------------- what it says, from the csv
 
 SFT, HALFWAY = "the SFT model", "halfway through GRPO"
 IN_TABLE = ["REINFORCE", "REINFORCE, mean of the batch", "REINFORCE++", "ReMax", "RLOO, G = 2",
@@ -639,10 +557,138 @@ def expectations(found: Found) -> list[tuple[str, list[float], bool]]:
          plus, all(0.75 < x < 1.25 for x in plus)),
         ("λ = 0 with a new critic credits the last token only: the mean's cosine is under 0.5.",
          new, max(new) < 0.5),
-        ("λ = 0 with an exact critic credits the token that decides: at most a third of the answers "
-         "of RLOO with G = 8.", exact, max(exact) < 1 / 3),
+        ("λ = 0 with an exact critic credits the token that decides: at most a third of the "
+         "answers of RLOO with G = 8.", exact, max(exact) < 1 / 3),
         ("λ = 1 with an exact critic is only a better baseline: a third of them to as many.",
          exact_mean, all(1 / 3 < x < 1 for x in exact_mean)),
         ("A warmed-up critic has no bias with λ = 1 (over 0.95), hardly any with 0.95 (over 0.95), "
          "and too much with 0 (under 0.9).", warm, min(warm[:4]) > 0.95 and max(warm[4:]) < 0.9),
     ]
+
+
+def count(x: float) -> str:
+    """A number of answers, to two digits."""
+    if not math.isfinite(x):
+        return "never"
+    digits = max(0, math.floor(math.log10(max(x, 1))) - 1)
+    return f"{round(x, -digits):,.0f}"
+
+
+def list_of(values: list[float]) -> str:
+    return ", ".join(f"{x:.2f}" for x in values)
+
+
+def headline(found: Found) -> str:
+    needed = [count(found(p, "RLOO, G = 8", "needed")) for p in found.policies]
+    return f"RLOO, 8 answers to each problem: a cosine of 0.9 takes {' and '.join(needed)} answers"
+
+
+def conclusion(found: Found, policies: list[dict]) -> str:
+    """What each is worth: how many times the answers of another method it needs."""
+    mean, best = "REINFORCE, mean of the batch", "RLOO, G = 8"
+    told = [("the batch's mean as a baseline", mean, "no baseline", "REINFORCE"),
+            ("a mean for each problem (RLOO, G = 8)", best, "the batch's mean", mean),
+            ("GRPO, G = 8", "GRPO, G = 8", "RLOO", best),
+            ("PPO with a warmed-up critic and λ = 0.95", "PPO, warmed-up critic, λ = 0.95",
+             "RLOO", best),
+            ("with an exact critic and λ = 0", "PPO, exact critic, λ = 0", "RLOO", best)]
+    sentences = []
+    for what, method, against, base in told:
+        times = [f"{x:.2g}" if math.isfinite(x) else "infinitely many"
+                 for x in found.times(method, base)]
+        sentences.append(f"{what} needs {' and '.join(times)} times the answers of {against}")
+    return (f"For a cosine of 0.9, at {' and '.join(found.policies)}: {'; '.join(sentences)}.")
+
+
+def page(found: Found, policies: list[dict]) -> str:
+    """gradient.md"""
+    lines = ["**What are a baseline, a group and a critic worth?** Each method's gradient from 256 "
+             "answers against the true one, at two fixed policies. "
+             f"{conclusion(found, policies)}", ""]
+    header = [f"{p}: limit | at 256 | for 0.9" for p in found.policies]
+    lines += [f"| | {' | '.join(header)} |", "|---" * (1 + 3 * len(header)) + "|"]
+    for method in IN_TABLE:
+        cells = []
+        for p in found.policies:
+            cells += [f"{found(p, method, 'direction'):.2f}", f"{found(p, method, 'cosine'):.2f}",
+                      count(found(p, method, "needed"))]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more is "
+              "the noise of measuring). at 256: the\ncosine of one batch. for 0.9: answers "
+              "needed for that cosine; a greedy answer counts, what a critic learned from does "
+              "not.", ""]
+    for row in policies:
+        lines.append(
+            f"* {row['policy']}: {float(row['accuracy']):.2f} of answers are right, "
+            f"{float(row['length']):.1f} tokens long (right ones "
+            f"{float(row['length_right']):.1f}). The truth: {int(row['answers']):,} answers to "
+            f"{int(row['problems']):,} problems; its halves have cosine "
+            f"{float(row['halves']):.3f}. A right answer's |∇log π|² is "
+            f"{float(row['score_right']) / float(row['score_wrong']):.2f} of a wrong one's; the "
+            f"best constant baseline is {float(row['best_baseline']):.2f}. The exact critic is "
+            f"off by {float(row['value_error']):.2f} (root mean square), and explains "
+            f"{float(row['exact_explains']):.2f} of the rewards' variance; the warmed-up one "
+            f"{float(row['warm_up_explains']):.2f}.")
+    lines += ["", "What was expected before the run, the numbers (first policy, then second), and "
+              "what came out:", ""]
+    for claim, numbers, is_so in expectations(found):
+        lines.append(f"* {claim} {list_of(numbers)}: **{'yes' if is_so else 'no'}**.")
+    lines += ["", "![Cosine at 256 answers, and answers for a cosine of 0.9](gradient.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def draw(file: Path, rows: list[dict], title: str) -> None:
+    """Methods as rows: the cosine of a batch, and how many answers 0.9 takes."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = [row for row in rows if "half of" not in row["method"]]
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    policies = list(dict.fromkeys(row["policy"] for row in rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.26 * len(names) + 1.6), sharey=True,
+                                         layout="constrained")
+    finite = [float(row["needed"]) for row in rows if math.isfinite(float(row["needed"]))]
+    edge = 3 * max(finite)
+    for row in rows:
+        i = policies.index(row["policy"])
+        y = -names.index(row["method"]) + 0.16 - 0.32 * i
+        number = {key: float(x) for key, x in row.items() if key not in ("policy", "method")}
+        left.plot([number["low"], number["high"]], [y, y], color=f"C{i}", linewidth=1)
+        left.plot(number["cosine"], y, "o", color=f"C{i}", ms=4)
+        left.plot(number["direction"], y, "D", color=f"C{i}", ms=4, fillstyle="none")
+        if math.isfinite(number["needed"]):
+            factor = math.exp(min(number["needed_error"], 3)
+                              if math.isfinite(number["needed_error"]) else 3)
+            ends = number["needed"] / factor, min(number["needed"] * factor, edge)
+            right.plot(ends, [y, y], color=f"C{i}", linewidth=1)
+            right.plot(number["needed"], y, "o", color=f"C{i}", ms=4)
+        elif math.isinf(number["needed"]):
+            right.plot(edge, y, ">", color=f"C{i}", ms=4)
+    for i, policy in enumerate(policies):
+        left.plot([], [], "o-", color=f"C{i}", ms=4, label=policy)
+    left.plot([], [], "D", color="0.4", ms=4, fillstyle="none", label="of the mean: the limit")
+    right.plot([], [], ">", color="0.4", ms=4, label="with no number of answers")
+    left.set_yticks([-i for i in range(len(names))], names, fontsize=8)
+    left.set(xlim=(-0.1, 1.1), ylim=(-len(names) + 0.4, 0.6),
+             xlabel="cosine of one batch with the truth (line: 5 to 95 % of batches)")
+    right.set(xscale="log", xlabel="answers for a cosine of 0.9 (line: 95 % interval)")
+    right.axvline(BATCH, color="0.6", linewidth=0.8, linestyle="--")
+    for axis in (left, right):
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(fontsize=8, loc="lower left" if axis is left else "lower right")
+        for i in range(len(names) - 1):
+            if names[i].split()[0].strip(",") != names[i + 1].split()[0].strip(","):
+                axis.axhline(-i - 0.5, color="0.8", linewidth=0.6)
+    figure.suptitle(title, fontsize=11)
+    save_figure(figure, file, [rows, title, draw], dpi=110)
+    plt.close(figure)
+
+
+def report(out: Path) -> None:
+    """The page and the figure, from the csv files alone."""
+    rows, policies = read_csv(out / "gradient.csv"), read_csv(out / "gradient_policies.csv")
+    found = Found(rows)
+    draw(out / "gradient.png", rows, headline(found))
+    text = page(found, policies)
+    (out / "gradient.md").write_text(text, encoding="utf-8")
+    print(text)
