@@ -482,6 +482,10 @@ def run(out: Path, models: dict[str, Path], quick: bool) -> None:
         found, facts = study(policy, collect(model, size), size.batches)
         rows += found
         policies.append(facts)
+    write(out, rows, policies)
+
+
+def write(out: Path, rows: list[dict], policies: list[dict]) -> None:
     for file, some in (("gradient.csv", rows), ("gradient_policies.csv", policies)):
         with open(out / file, "w", newline="", encoding="utf-8") as f:
             writer = csv.DictWriter(f, some[0])
@@ -512,9 +516,14 @@ class Found:
         """How often the base's number of answers (or noise) a method needs, at each policy."""
         return [self(p, method, column) / self(p, base, column) for p in self.policies]
 
+    def limit(self, policy: str, method: str) -> float:
+        """The cosine of the mean estimate with the truth; nan if it is known to no better than
+        ±0.25: a mean that is short against its noise."""
+        error = self(policy, method, "direction_error")
+        return self(policy, method, "direction") if error < 0.25 else math.nan
+
     def limits(self, *methods: str) -> list[float]:
-        """The cosine of the mean estimate with the truth, at each policy."""
-        return [self(p, method, "direction") for method in methods for p in self.policies]
+        return [self.limit(p, method) for method in methods for p in self.policies]
 
 
 def expectations(found: Found) -> list[tuple[str, list[float], bool]]:
@@ -569,35 +578,66 @@ def expectations(found: Found) -> list[tuple[str, list[float], bool]]:
 def count(x: float) -> str:
     """A number of answers, to two digits."""
     if not math.isfinite(x):
-        return "never"
+        return "none found"
     digits = max(0, math.floor(math.log10(max(x, 1))) - 1)
     return f"{round(x, -digits):,.0f}"
 
 
-def list_of(values: list[float]) -> str:
-    return ", ".join(f"{x:.2f}" for x in values)
+def list_of(values: list[float], joint: str = ", ") -> str:
+    return joint.join(shown(x) for x in values)
+
+
+def shown(x: float) -> str:
+    return "?" if math.isnan(x) else f"{x:.2f}"
 
 
 def headline(found: Found) -> str:
-    needed = [count(found(p, "RLOO, G = 8", "needed")) for p in found.policies]
-    return f"RLOO, 8 answers to each problem: a cosine of 0.9 takes {' and '.join(needed)} answers"
+    """The figure's title: a line for each policy."""
+    lines = []
+    for p in found.policies:
+        needed = [count(found(p, method, "needed"))
+                  for method in ("REINFORCE", "REINFORCE, mean of the batch", "RLOO, G = 8",
+                                 "PPO, exact critic, λ = 0")]
+        lines.append("At {}, a cosine of 0.9 takes {} answers without a baseline, {} with the "
+                     "batch's mean, {} with RLOO's groups of 8, {} with an exact critic."
+                     .format(p, *needed))
+    return "\n".join(lines).replace("At halfway", "Halfway")
 
 
 def conclusion(found: Found, policies: list[dict]) -> str:
     """What each is worth: how many times the answers of another method it needs."""
     mean, best = "REINFORCE, mean of the batch", "RLOO, G = 8"
-    told = [("the batch's mean as a baseline", mean, "no baseline", "REINFORCE"),
+    told = [("the batch's mean as a baseline", "REINFORCE, mean of the batch", "no baseline",
+             "REINFORCE"),
             ("a mean for each problem (RLOO, G = 8)", best, "the batch's mean", mean),
             ("GRPO, G = 8", "GRPO, G = 8", "RLOO", best),
-            ("PPO with a warmed-up critic and λ = 0.95", "PPO, warmed-up critic, λ = 0.95",
-             "RLOO", best),
-            ("with an exact critic and λ = 0", "PPO, exact critic, λ = 0", "RLOO", best)]
+            ("an exact critic with λ = 0", "PPO, exact critic, λ = 0", "RLOO", best)]
     sentences = []
     for what, method, against, base in told:
-        times = [f"{x:.2g}" if math.isfinite(x) else "infinitely many"
-                 for x in found.times(method, base)]
-        sentences.append(f"{what} needs {' and '.join(times)} times the answers of {against}")
-    return (f"For a cosine of 0.9, at {' and '.join(found.policies)}: {'; '.join(sentences)}.")
+        times = list_of(found.times(method, base), " and ")
+        sentences.append(f"{what} needs {times} times the answers of {against}")
+    std = list_of(found.times("GRPO, G = 8, only / std", best), " and ")
+    length = list_of(found.times("GRPO, G = 8, only / length", best), " and ")
+    text = (f"For a cosine of 0.9, at {' and '.join(found.policies)}: {'; '.join(sentences)}. Of "
+            f"what GRPO does, the division by the standard deviation alone needs {std} times the "
+            f"answers of RLOO, that by length alone {length} times.")
+    if all(float(row["best_baseline"]) < float(row["accuracy"]) / 2 for row in policies):
+        numbers = ", ".join(f"{float(row['best_baseline']):.2f} where {float(row['accuracy']):.2f} "
+                            "of answers are right" for row in policies)
+        text += ("\n\nThe mean reward is not the best baseline. A baseline b leaves the noise "
+                 "E[(r - b)² |∇log π|²], and a wrong answer is an improbable one, with a long ∇log "
+                 "π: to make it count is what b does. The best constant, E[r |∇log π|²] / "
+                 f"E[|∇log π|²], is {numbers}. A verifier that says 0 and 1 is near it by itself; "
+                 "one that says -1 and 1 has a baseline of a half.")
+    return text
+
+
+def on_continuations(found: Found, policy: str) -> str:
+    """What the exact critic's own noise costs: it falls as 1 / (number of continuations)."""
+    exact = found(policy, "PPO, exact critic, λ = 0", "noise")
+    half = found(policy, "PPO, exact critic, half of the continuations, λ = 0", "noise")
+    return (f"With λ = 0 its noise per answer is {exact:.1f} times |∇J|², with half of the "
+            f"continuations {half:.1f}, so with endless ones about {2 * exact - half:.1f}.")
 
 
 def page(found: Found, policies: list[dict]) -> str:
@@ -610,13 +650,14 @@ def page(found: Found, policies: list[dict]) -> str:
     for method in IN_TABLE:
         cells = []
         for p in found.policies:
-            cells += [f"{found(p, method, 'direction'):.2f}", f"{found(p, method, 'cosine'):.2f}",
+            cells += [shown(found.limit(p, method)), shown(found(p, method, "batches")),
                       count(found(p, method, "needed"))]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more is "
-              "the noise of measuring). at 256: the\ncosine of one batch. for 0.9: answers "
-              "needed for that cosine; a greedy answer counts, what a critic learned from does "
-              "not.", ""]
+              "the noise of measuring; ?: known to no\nbetter than ±0.25). at 256: the cosine of "
+              "one batch, the mean of many. for 0.9: answers needed for that cosine; a\ngreedy "
+              "answer counts, what a critic learned from does not. Critics are measured on fewer "
+              "answers: the figure has the\nintervals.", ""]
     for row in policies:
         lines.append(
             f"* {row['policy']}: {float(row['accuracy']):.2f} of answers are right, "
@@ -624,15 +665,17 @@ def page(found: Found, policies: list[dict]) -> str:
             f"{float(row['length_right']):.1f}). The truth: {int(row['answers']):,} answers to "
             f"{int(row['problems']):,} problems; its halves have cosine "
             f"{float(row['halves']):.3f}. A right answer's |∇log π|² is "
-            f"{float(row['score_right']) / float(row['score_wrong']):.2f} of a wrong one's; the "
-            f"best constant baseline is {float(row['best_baseline']):.2f}. The exact critic is "
-            f"off by {float(row['value_error']):.2f} (root mean square), and explains "
-            f"{float(row['exact_explains']):.2f} of the rewards' variance; the warmed-up one "
-            f"{float(row['warm_up_explains']):.2f}.")
+            f"{float(row['score_right']) / float(row['score_wrong']):.3f} of a wrong one's. The "
+            f"exact critic is off by {float(row['value_error']):.2f} (root mean square), and "
+            f"explains {float(row['exact_explains']):.2f} of the rewards' variance; the warmed-up "
+            f"one {float(row['warm_up_explains']):.2f}. {on_continuations(found, row['policy'])}")
     lines += ["", "What was expected before the run, the numbers (first policy, then second), and "
               "what came out:", ""]
     for claim, numbers, is_so in expectations(found):
-        lines.append(f"* {claim} {list_of(numbers)}: **{'yes' if is_so else 'no'}**.")
+        verdict = "yes" if is_so else "no"
+        if all(math.isnan(x) for x in numbers):
+            verdict = "too noisy to say"
+        lines.append(f"* {claim} {list_of(numbers)}: **{verdict}**.")
     lines += ["", "![Cosine at 256 answers, and answers for a cosine of 0.9](gradient.png)"]
     return "\n".join(lines) + "\n"
 
@@ -645,7 +688,7 @@ def draw(file: Path, rows: list[dict], title: str) -> None:
     rows = [row for row in rows if "half of" not in row["method"]]
     names = list(dict.fromkeys(row["method"] for row in rows))
     policies = list(dict.fromkeys(row["policy"] for row in rows))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.26 * len(names) + 1.6), sharey=True,
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.27 * len(names) + 1.8), sharey=True,
                                          layout="constrained")
     finite = [float(row["needed"]) for row in rows if math.isfinite(float(row["needed"]))]
     edge = 3 * max(finite)
@@ -654,32 +697,34 @@ def draw(file: Path, rows: list[dict], title: str) -> None:
         y = -names.index(row["method"]) + 0.16 - 0.32 * i
         number = {key: float(x) for key, x in row.items() if key not in ("policy", "method")}
         left.plot([number["low"], number["high"]], [y, y], color=f"C{i}", linewidth=1)
-        left.plot(number["cosine"], y, "o", color=f"C{i}", ms=4)
-        left.plot(number["direction"], y, "D", color=f"C{i}", ms=4, fillstyle="none")
+        left.plot(number["batches"], y, "o", color=f"C{i}", ms=4)
+        if number["direction_error"] < 0.25:
+            left.plot(number["direction"], y, "D", color=f"C{i}", ms=4, fillstyle="none")
         if math.isfinite(number["needed"]):
-            factor = math.exp(min(number["needed_error"], 3)
-                              if math.isfinite(number["needed_error"]) else 3)
+            # An interval that has no end, or more than a factor of 20, is drawn as one of 20.
+            error = number["needed_error"] if math.isfinite(number["needed_error"]) else 3
+            factor = math.exp(min(error, 3))
             ends = number["needed"] / factor, min(number["needed"] * factor, edge)
             right.plot(ends, [y, y], color=f"C{i}", linewidth=1)
             right.plot(number["needed"], y, "o", color=f"C{i}", ms=4)
-        elif math.isinf(number["needed"]):
+        else:
             right.plot(edge, y, ">", color=f"C{i}", ms=4)
     for i, policy in enumerate(policies):
         left.plot([], [], "o-", color=f"C{i}", ms=4, label=policy)
     left.plot([], [], "D", color="0.4", ms=4, fillstyle="none", label="of the mean: the limit")
-    right.plot([], [], ">", color="0.4", ms=4, label="with no number of answers")
+    right.plot([], [], ">", color="0.4", ms=4, label="no number of answers found")
     left.set_yticks([-i for i in range(len(names))], names, fontsize=8)
-    left.set(xlim=(-0.1, 1.1), ylim=(-len(names) + 0.4, 0.6),
+    left.set(xlim=(-0.25, 1.1), ylim=(-len(names) + 0.4, 0.6),
              xlabel="cosine of one batch with the truth (line: 5 to 95 % of batches)")
     right.set(xscale="log", xlabel="answers for a cosine of 0.9 (line: 95 % interval)")
     right.axvline(BATCH, color="0.6", linewidth=0.8, linestyle="--")
     for axis in (left, right):
         axis.grid(axis="x", alpha=0.3)
-        axis.legend(fontsize=8, loc="lower left" if axis is left else "lower right")
         for i in range(len(names) - 1):
             if names[i].split()[0].strip(",") != names[i + 1].split()[0].strip(","):
                 axis.axhline(-i - 0.5, color="0.8", linewidth=0.6)
-    figure.suptitle(title, fontsize=11)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9)
     save_figure(figure, file, [rows, title, draw], dpi=110)
     plt.close(figure)
 
