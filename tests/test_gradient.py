@@ -342,9 +342,24 @@ def test_the_study_writes_its_numbers_page_and_figure(found):
     assert 0.3 < float(facts[0]["accuracy"]) < 0.7 and facts[0]["answers"] == "1024"
     assert (found / "gradient.png").stat().st_size > 20000
     text = (found / "gradient.md").read_text()
-    assert text.count("**yes**") + text.count("**no**") == 13
+    assert sum(text.count(f"**{verdict}**.") for verdict in (
+        "yes", "no", "too noisy to say")) == 13
 
 
 def test_more_seeds_are_refused(tmp_path):
     with pytest.raises(UserError, match="--seeds 2: gradient has one seed, expected 1 or none"):
         compare.main(["gradient", "--seeds", "2", "--out", str(tmp_path)])
+
+
+def test_the_command_trains_two_policies_of_one_seed_first(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(compare, "run_all", lambda *arguments: done.append(arguments))
+    monkeypatch.setattr(study, "run", lambda *arguments: done.append(arguments))
+    monkeypatch.setattr(study, "report", lambda *arguments: done.append(arguments))
+    compare.main(["gradient", "--quick", "--out", str(tmp_path), "--jobs", "1"])
+    runs = tmp_path / "runs"
+    assert done == [
+        (tmp_path, ["train_sft.py", "train_grpo.py --steps 25"], 1, 1),
+        (tmp_path, {study.SFT: runs / "sft-0" / "model",
+                    study.HALFWAY: runs / "grpo_steps_25-0" / "model"}, True),
+        (tmp_path,)]
