@@ -584,6 +584,17 @@ def count(x: float) -> str:
     return f"{round(x, -digits):,.0f}"
 
 
+def with_interval(found: Found, policy: str, method: str) -> str:
+    """The answers needed, and the 95 % interval; "?" if that is wider than a factor of 20."""
+    needed, error = found(policy, method, "needed"), found(policy, method, "needed_error")
+    if not math.isfinite(needed):
+        return count(needed)
+    if not error < 3:
+        return "?"
+    factor = math.exp(error)
+    return f"{count(needed)} ({count(needed / factor)} to {count(needed * factor)})"
+
+
 def list_of(values: list[float], joint: str = ", ") -> str:
     return joint.join(shown(x) for x in values)
 
@@ -629,8 +640,8 @@ def conclusion(found: Found, policies: list[dict]) -> str:
                             "of answers are right" for row in policies)
         text += ("\n\nThe mean reward is not the best baseline. A baseline b leaves the noise "
                  "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is "
-                 "long. With b = 0 they do not count, with b > 0 they do. The best constant, E[r |∇log π|²] / "
-                 f"E[|∇log π|²], is {numbers}. By this formula it leaves "
+                 "long. With b = 0 they do not count, with b > 0 they do. The best constant, "
+                 f"E[r |∇log π|²] / E[|∇log π|²], is {numbers}. By this formula it leaves "
                  f"{of_all('best_leaves')} of the noise of no baseline, the mean reward "
                  f"{of_all('mean_leaves')}. A verifier that says 0 and 1 is near the best by "
                  "itself; one that says -1 and 1 has a baseline of a half.")
@@ -658,15 +669,15 @@ def page(found: Found, policies: list[dict]) -> str:
         cells = []
         for p in found.policies:
             cells += [shown(found.limit(p, method)), shown(found(p, method, "batches")),
-                      count(found(p, method, "needed"))]
+                      with_interval(found, p, method)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more is "
               "the noise of measuring; ?: known to no\nbetter than ±0.25). at 256: the cosine of "
               "one batch, the mean of many. for 0.9: answers needed for that cosine; a\ngreedy "
-              "answer counts, what a critic learned from does not. Critics are measured on fewer "
-              "answers: the figure has the\nintervals. All this is of one gradient, in the plain "
-              "metric of the parameters. It says nothing of Adam's steps, or of a\nsecond update "
-              "on the same answers.", ""]
+              "answer counts, what a critic learned from does not. In brackets: 95 %, from one block "
+              "of problems to another; critics\nare measured on fewer answers. All this is of one "
+              "gradient, in the plain metric of the parameters. It says nothing of\nAdam's steps, "
+              "or of a second update on the same answers.", ""]
     for row in policies:
         lines.append(
             f"* {row['policy']}: {float(row['accuracy']):.2f} of answers are right, "
@@ -678,8 +689,9 @@ def page(found: Found, policies: list[dict]) -> str:
             f"exact critic is off by {float(row['value_error']):.2f} (root mean square), and "
             f"explains {float(row['exact_explains']):.2f} of the rewards' variance; the warmed-up "
             f"one {float(row['warm_up_explains']):.2f}. {on_continuations(found, row['policy'])}")
-    lines += ["", "What was expected before the run, the numbers (first policy, then second), and "
-              "what came out:", ""]
+    lines += ["", "What was expected, written down before this run (after a trial with 32 "
+              "problems, and not changed for it); the numbers, first\npolicy, then second; and whether it "
+              "came out:", ""]
     for claim, numbers, is_so in expectations(found):
         verdict = "yes" if is_so else "no"
         if all(math.isnan(x) for x in numbers):
