@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from support import gradient_page
 from support.cli import UserError, parse, script, setting
 from support.plot import read_csv, read_metrics, save_figure
 
@@ -540,7 +541,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
 def report(out: Path, which: str) -> None:
     """Figures and text, from the csv files alone."""
     if which == "gradient":
-        load_gradient().report(out)
+        gradient_page.report(out)
         return
     rows = read_csv(out / f"{which}.csv")
     if which == "results":
@@ -577,23 +578,18 @@ def report(out: Path, which: str) -> None:
 
 # --------------------------------------------------------------------------------- the command line
 
-def load_gradient():
-    """The module, which needs torch: nothing else here does."""
-    import gradient
-    return gradient
-
-
 def run_gradient(out: Path, config: Config) -> None:
     """Two policies of one seed, the SFT model and GRPO after half of its steps, and the gradient at
     each."""
     if config.seeds not in (None, 1):
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
-    gradient = load_gradient()
+    # It needs torch: nothing else here does.
+    import gradient
     run_all(out, [SFT, GRPO_25], 1, config.jobs)
-    models = {gradient.SFT: run_path(out, SFT, 0) / "model",
-              gradient.HALFWAY: run_path(out, GRPO_25, 0) / "model"}
+    models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
+              gradient_page.HALFWAY: run_path(out, GRPO_25, 0) / "model"}
     gradient.run(out, models, config.quick)
-    gradient.report(out)
+    gradient_page.report(out)
 
 
 def shortened(command: str) -> str:

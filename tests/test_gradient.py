@@ -17,6 +17,7 @@ from advantages import gae, token_rewards, whiten
 from losses import count_for, ppo_policy_loss
 from model import ModelConfig, Transformer
 from rollout import token_log_probs
+from support import gradient_page
 from support.cli import UserError
 from support.pretrained import save_pretrained
 from support.rl import KLCoefficient
@@ -355,11 +356,11 @@ def test_the_command_trains_two_policies_of_one_seed_first(tmp_path, monkeypatch
     done = []
     monkeypatch.setattr(compare, "run_all", lambda *arguments: done.append(arguments))
     monkeypatch.setattr(study, "run", lambda *arguments: done.append(arguments))
-    monkeypatch.setattr(study, "report", lambda *arguments: done.append(arguments))
+    monkeypatch.setattr(gradient_page, "report", lambda *arguments: done.append(arguments))
     compare.main(["gradient", "--quick", "--out", str(tmp_path), "--jobs", "1"])
     runs = tmp_path / "runs"
     assert done == [
         (tmp_path, ["train_sft.py", "train_grpo.py --steps 25"], 1, 1),
-        (tmp_path, {study.SFT: runs / "sft-0" / "model",
-                    study.HALFWAY: runs / "grpo_steps_25-0" / "model"}, True),
+        (tmp_path, {gradient_page.SFT: runs / "sft-0" / "model",
+                    gradient_page.HALFWAY: runs / "grpo_steps_25-0" / "model"}, True),
         (tmp_path,)]
