@@ -181,13 +181,14 @@ def page(found: Found, policies: list[dict]) -> str:
             cells += [shown(found.limit(p, method)), shown(found(p, method, "batches")),
                       with_interval(found, p, method)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
-    lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more is "
-              "the noise of measuring; ?: known to no\nbetter than ±0.25). at 256: the cosine of "
-              "one batch, the mean of many. for 0.9: answers needed for that cosine; a\ngreedy "
-              "answer counts, what a critic learned from does not. In brackets: 95 %, from one "
-              "block of problems to another; critics\nare measured on fewer answers. All this is of one "
-              "gradient, in the plain metric of the parameters. It says nothing of\nAdam's steps, "
-              "or of a second update on the same answers.", ""]
+    lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more "
+              "is the noise of measuring; ?: known to no\nbetter than ±0.25). at 256: the "
+              "cosine of one batch, the mean of many. for 0.9: answers needed for that "
+              "cosine; a\ngreedy answer counts, what a critic learned from does not. In "
+              "brackets: 95 %, from one block of problems to another; critics\nare measured "
+              "on fewer answers. All this is of one gradient, in the plain metric of the "
+              "parameters. It says nothing of\nAdam's steps, or of a second update on the "
+              "same answers.", ""]
     for row in policies:
         lines.append(
             f"* {row['policy']}: {float(row['accuracy']):.2f} of answers are right, "
