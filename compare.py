@@ -5,6 +5,8 @@ task, several seeds.
                                            methods.png
     python compare.py EXPERIMENT           EXPERIMENT.csv, .png, and .md: what was found, as
                                            sentences computed from the numbers
+    python compare.py gradient             the same, of how good each method's gradient is at a
+                                           fixed policy: see gradient.py
     python compare.py --quick              one seed, a third to half of the steps: the table in a
                                            quarter of an hour on two cores
     python compare.py --figures --out DIR  draws and states again what DIR has csv files of; needs
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from support import gradient_page
 from support.cli import UserError, parse, script, setting
 from support.plot import read_csv, read_metrics, save_figure
 
@@ -537,6 +540,9 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
 
 def report(out: Path, which: str) -> None:
     """Figures and text, from the csv files alone."""
+    if which == "gradient":
+        gradient_page.report(out)
+        return
     rows = read_csv(out / f"{which}.csv")
     if which == "results":
         drawn = read_csv(out / "curves.csv")
@@ -572,6 +578,20 @@ def report(out: Path, which: str) -> None:
 
 # --------------------------------------------------------------------------------- the command line
 
+def run_gradient(out: Path, config: Config) -> None:
+    """Two policies of one seed, the SFT model and GRPO after half of its steps, and the gradient at
+    each."""
+    if config.seeds not in (None, 1):
+        raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
+    # It needs torch: nothing else here does.
+    import gradient
+    run_all(out, [SFT, GRPO_25], 1, config.jobs)
+    models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
+              gradient_page.HALFWAY: run_path(out, GRPO_25, 0) / "model"}
+    gradient.run(out, models, config.quick)
+    gradient_page.report(out)
+
+
 def shortened(command: str) -> str:
     """The command with the steps of --quick."""
     for file, steps in QUICK.items():
@@ -584,17 +604,20 @@ def main(argv=None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     which = argv.pop(0) if argv and not argv[0].startswith("-") else "results"
     config = parse(Config, __doc__, argv)
-    if which not in ("results", *EXPERIMENTS):
-        raise UserError(f"unknown experiment {which}, expected {', '.join(EXPERIMENTS)}, "
+    if which not in ("results", *EXPERIMENTS, "gradient"):
+        raise UserError(f"unknown experiment {which}, expected {', '.join(EXPERIMENTS)}, gradient, "
                         "or none for the table")
     out = Path(config.out or ("runs/quick" if config.quick else "runs/compare"))
     if config.figures:
-        asked = ["results", *EXPERIMENTS] if which == "results" else [which]
+        asked = ["results", *EXPERIMENTS, "gradient"] if which == "results" else [which]
         there = [each for each in asked if (out / f"{each}.csv").is_file()]
         if not there:
             raise UserError(f"{out / which}.csv: not found, expected the numbers to draw")
         for each in there:
             report(out, each)
+        return
+    if which == "gradient":
+        run_gradient(out, config)
         return
 
     usual = 5 if which == "results" else 2
