@@ -1,0 +1,249 @@
+"""The figures of docs/figures/, in English and Chinese: `python docs/figures.py` writes them.
+
+What they say of shapes and gradients is held against real steps by tests/test_figures_svg.py.
+Curves, bars and the table of methods are computed by the project's own functions.
+"""
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+from svg import (BLUE, GREEN, GREY, INK, LINE, ORANGE, PALE_BLUE, PALE_GREEN,  # noqa: E402
+                 PALE_GREY, PALE_ORANGE, QUIET, Drawing, text_width)
+
+FOLDER = ROOT / "docs" / "figures"
+TENSOR, TENSOR_LINE = "#f6f8fa", "#c4cbd3"
+
+# ------------------------------------------------------------------------- the models of a script
+
+# Of each script: the models that it holds, and whether they learn.
+LEARNS = {
+    "ppo": {"policy": True, "reference": False, "reward model": False, "critic": True},
+    "grpo": {"policy": True, "reference": False},
+    "dpo": {"policy": True, "reference": False}}
+# The tensors of each script's `main`, by their names there. B answers, T tokens of the longest
+# row; P pairs.
+SHAPES = {
+    "ppo": {"tokens": "B, T", "mask": "B, T", "old_logp": "B, T", "ref_logp": "B, T",
+            "rewards": "B,", "old_values": "B, T", "rewards_t": "B, T", "advantages": "B, T",
+            "returns": "B, T"},
+    "grpo": {"tokens": "B, T", "mask": "B, T", "old_logp": "B, T", "ref_logp": "B, T",
+             "rewards": "B,", "advantages": "B, T"},
+    "dpo": {"tokens": "2, P, T", "mask": "2, P, T", "logp": "2, P", "ref_logp": "2, P"}}
+# What each function of a script is given, of these tensors.
+INPUTS = {
+    "ppo": {"token_rewards": {"rewards", "old_logp", "ref_logp"},
+            "gae": {"rewards_t", "old_values"}},
+    "grpo": {"grpo_advantages": {"rewards"}}}
+# loss -> the models that its gradient reaches
+GRADIENTS = {
+    "ppo": {"ppo_policy_loss": {"policy"}, "value_loss": {"critic"}},
+    "grpo": {"grpo_loss": {"policy"}},
+    "dpo": {"dpo_loss": {"policy"}}}
+
+# Columns: left edge and width of each. Every panel has the same, so that what is missing shows.
+COLUMNS = [(20, 112), (164, 112), (308, 108), (444, 128), (598, 110), (734, 128)]
+ROW, HEIGHT = 58, 42
+
+
+class Panel:
+    """One script: boxes stand in columns and rows."""
+
+    def __init__(self, drawing, script, top, bottom):
+        self.drawing, self.script, self.top = drawing, script, top
+        drawing.rect(8, top - 70, 864, bottom - top + 70, "none", "#d0d7de", 1, 8)
+
+    def place(self, column, row, rows=1):
+        """x, y, width and height of a box."""
+        x, width = COLUMNS[column]
+        return x, self.top + ROW * row, width, HEIGHT + ROW * (rows - 1)
+
+    def middle(self, row):
+        return self.top + ROW * row + HEIGHT / 2
+
+    def model(self, column, row, name, label, note):
+        learns = LEARNS[self.script][name]
+        self.drawing.box(*self.place(column, row), {"text": label, "bold": True},
+                         {"text": note, "size": 12},
+                         fill=PALE_BLUE if learns else PALE_GREY,
+                         stroke=BLUE if learns else LINE, line=2 if learns else 1.2)
+
+    def tensor(self, column, row, *names, note=""):
+        """Tensors of one shape."""
+        [shape] = {SHAPES[self.script][name] for name in names}
+        self.given(column, row, ", ".join(names), f"({shape}) {note}".strip())
+
+    def given(self, column, row, name, note):
+        self.drawing.box(*self.place(column, row), {"text": name, "size": 12, "code": True},
+                         {"text": note, "size": 12, "fill": QUIET}, fill=TENSOR,
+                         stroke=TENSOR_LINE)
+
+    def function(self, column, row, name, note, rows=1, loss=False):
+        notes = [{"text": line, "size": 12} for line in note.split("\n")]
+        self.drawing.box(*self.place(column, row, rows),
+                         {"text": name, "size": 12, "code": True, "bold": True}, *notes,
+                         fill=PALE_ORANGE if loss else "white", stroke=ORANGE if loss else INK)
+
+    def link(self, column, row, to_column, to_row, in_row=None):
+        """An arrow from a box's right edge to another's left edge, at the height of in_row."""
+        x, _, width, _ = self.place(column, row)
+        end = COLUMNS[to_column][0]
+        y, to_y = self.middle(row), self.middle(to_row if in_row is None else in_row)
+        self.drawing.arrow((x + width, y), (end - 1, to_y))
+
+    def down(self, column, row):
+        """An arrow from a box to the one below it."""
+        x, y, width, height = self.place(column, row)
+        self.drawing.arrow((x + width / 2, y + height), (x + width / 2, y + ROW - 1))
+
+    def fan(self, row, to_rows):
+        """Arrows from the tokens, in the first column, to the models in the second."""
+        x, _, width, _ = self.place(0, row)
+        bus, end = x + width + 12, COLUMNS[1][0] - 1
+        for to_row in to_rows:
+            y, to_y = self.middle(row), self.middle(to_row)
+            self.drawing.arrow((x + width, y), (bus, y), (bus, to_y), (end, to_y))
+
+    def gradient(self, row, loss_row, lane, label):
+        """From a loss to the model in the second column, through a lane above or below all."""
+        x, y, width, height = self.place(1, row)
+        loss_x, loss_y, loss_width, loss_height = self.place(5, *loss_row)
+        above = lane < y
+        start = loss_y if above else loss_y + loss_height
+        end = y - 1 if above else y + height + 1
+        self.drawing.arrow((loss_x + loss_width / 2, start), (loss_x + loss_width / 2, lane),
+                           (x + width / 2, lane), (x + width / 2, end), color=ORANGE, dash="6 4")
+        self.drawing.text((x + loss_x + loss_width) / 2, lane - 10, label, 12, ORANGE)
+
+
+def models(say):
+    drawing = Drawing(880, 838, say("The models of PPO, GRPO and DPO", "PPO、GRPO、DPO 的模型"))
+    samples = say("samples", "采样")
+    scores = say("scores them", "打分")
+    policy, reference = say("policy", "策略"), say("reference", "参考模型")
+    frozen = say("frozen", "冻结")
+    through_logp = say("gradient through log π of the actions", "梯度，经过各动作的 log π")
+
+    _legend(drawing, say)
+    panel = Panel(drawing, "ppo", 118, 384)
+    _panel_title(drawing, 118, "PPO", "train_ppo.py", say(
+        "four models: two learn, two are frozen", "四个模型：两个学习，两个冻结"))
+    panel.given(0, 0, "prompts", say("B lists of ids", "B 个 id 列表"))
+    panel.model(0, 1, "policy", policy, samples)
+    panel.tensor(0, 2, "tokens", "mask")
+    panel.down(0, 0)
+    panel.down(0, 1)
+    panel.model(1, 0, "policy", say("policy (actor)", "策略（actor）"), scores)
+    panel.model(1, 1, "reference", reference, frozen)
+    panel.model(1, 2, "reward model", say("reward model", "奖励模型"), frozen)
+    panel.model(1, 3, "critic", say("critic", "critic（价值）"), say("V of each state", "各状态的 V"))
+    panel.fan(2, range(4))
+    for row, name in enumerate(("old_logp", "ref_logp", "rewards", "old_values")):
+        panel.tensor(2, row, name)
+        panel.link(1, row, 2, row)
+    panel.function(3, 1, "token_rewards", f"rewards_t ({SHAPES['ppo']['rewards_t']})")
+    panel.function(3, 2, "gae", "δ = r + γV′ − V")
+    panel.link(2, 0, 3, 1, 0.8)
+    panel.link(2, 1, 3, 1)
+    panel.link(2, 2, 3, 1, 1.2)
+    panel.link(2, 3, 3, 2, 2.2)
+    panel.down(3, 1)
+    panel.tensor(4, 1, "advantages", note=say("whitened", "白化"))
+    panel.tensor(4, 2, "returns")
+    panel.link(3, 2, 4, 1, 1.2)
+    panel.link(3, 2, 4, 2)
+    panel.function(5, 0, "ppo_policy_loss", say("ratio π / π_old,\nclipped", "比率 π / π_old，\n裁剪"),
+                   rows=2, loss=True)
+    panel.function(5, 2, "value_loss", say("V against\nreturns, clipped", "V 与 returns 之差，\n裁剪"),
+                   rows=2, loss=True)
+    panel.link(2, 0, 5, 0)
+    panel.link(4, 1, 5, 1)
+    panel.link(4, 2, 5, 2)
+    panel.link(2, 3, 5, 3)
+    panel.gradient(0, (0, 2), 98, through_logp)
+    panel.gradient(3, (2, 2), 366, say("gradient through V", "梯度，经过 V"))
+
+    panel = Panel(drawing, "grpo", 466, 636)
+    _panel_title(drawing, 466, "GRPO", "train_grpo.py", say(
+        "two models: the group's mean replaces the critic, an exact check the reward model",
+        "两个模型：组均值代替 critic，精确检验代替奖励模型"))
+    panel.given(0, 0, "prompts", say("G times each", "每个重复 G 次"))
+    panel.model(0, 1, "policy", policy, samples)
+    panel.tensor(0, 2, "tokens", "mask")
+    panel.down(0, 0)
+    panel.down(0, 1)
+    panel.model(1, 0, "policy", policy, scores)
+    panel.model(1, 1, "reference", reference, frozen)
+    panel.function(1, 2, "verifier", say("right: 1, wrong: 0", "对 1，错 0"))
+    panel.fan(2, range(3))
+    for row, name in enumerate(("old_logp", "ref_logp", "rewards")):
+        panel.tensor(2, row, name)
+        panel.link(1, row, 2, row)
+    panel.function(3, 2, "grpo_advantages", say("(r − mean) / std", "(r − 均值) / 标准差"))
+    panel.tensor(4, 2, "advantages")
+    panel.function(5, 0, "grpo_loss", say("ratio π / π_old,\nclipped;\nβ k3 to reference",
+                                          "比率 π / π_old，\n裁剪；\nβ k3（对参考模型）"),
+                   rows=3, loss=True)
+    panel.link(2, 0, 5, 0)
+    panel.link(2, 1, 5, 1)
+    panel.link(2, 2, 3, 2)
+    panel.link(3, 2, 4, 2)
+    panel.link(4, 2, 5, 2)
+    panel.gradient(0, (0, 3), 446, through_logp)
+
+    panel = Panel(drawing, "dpo", 718, 830)
+    _panel_title(drawing, 718, "DPO", "train_dpo.py", say(
+        "two models: no sampling; the reference's log-probs are taken once, before training",
+        "两个模型：不采样；参考模型的对数概率在训练前只算一次"))
+    panel.given(0, 0, "pairs", say("chosen, rejected", "被选、被拒"))
+    panel.tensor(0, 1, "tokens", "mask")
+    panel.down(0, 0)
+    panel.model(1, 0, "policy", policy, say("scores both", "给两者打分"))
+    panel.model(1, 1, "reference", reference, frozen)
+    panel.fan(1, range(2))
+    for row, name in enumerate(("logp", "ref_logp")):
+        panel.tensor(2, row, name)
+        panel.link(1, row, 2, row)
+        panel.link(2, row, 5, row)
+    panel.function(5, 0, "dpo_loss", say("−log σ(β margin)\n+ NLL of chosen",
+                                         "−log σ(β 差距)\n+ 被选答案的 NLL"),
+                   rows=2, loss=True)
+    panel.gradient(0, (0, 2), 698, through_logp)
+    return drawing
+
+
+def _legend(drawing, say):
+    entries = [
+        (PALE_BLUE, BLUE, 2, say("a model that learns", "学习的模型")),
+        (PALE_GREY, LINE, 1.2, say("a frozen model", "冻结的模型")),
+        (TENSOR, TENSOR_LINE, 1.2, say("a tensor", "张量")),
+        ("white", INK, 1.2, say("computed, no gradient", "计算，无梯度")),
+        (PALE_ORANGE, ORANGE, 1.2, say("a loss", "损失"))]
+    for i, (fill, stroke, line, label) in enumerate(entries):
+        x = (20, 210, 370, 500, 740)[i]
+        drawing.rect(x, 14, 24, 16, fill, stroke, line, 4)
+        drawing.text(x + 32, 22, label, 12, anchor="start")
+
+
+def _panel_title(drawing, top, name, file, note):
+    drawing.text(20, top - 52, name, 16, anchor="start", bold=True)
+    drawing.text(80, top - 52, file, 12, QUIET, "start", code=True)
+    drawing.text(196, top - 52, note, 13, QUIET, "start")
+
+
+FIGURES = {"models": models}
+
+
+def write(folder: Path = FOLDER) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, draw in FIGURES.items():
+        for i, ending in enumerate(("", ".zh")):
+            drawing = draw(lambda *both: both[i])
+            (folder / f"{name}{ending}.svg").write_text(drawing.svg(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(__doc__)
+    write()

@@ -1,0 +1,219 @@
+"""What the figures of docs/figures/ say is what happens: their shapes, functions and gradients are
+those of a real, tiny step of each script; their curves and tables are the code's.
+
+And how they look: each is up to date and parses, no text leaves its box or lies on another.
+"""
+import inspect
+import runpy
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import train_dpo
+import train_grpo
+import train_ppo
+import train_rm
+from support.run import Run
+
+ROOT = Path(__file__).parent.parent
+FIGURES = runpy.run_path(str(ROOT / "docs" / "figures.py"))
+text_width = FIGURES["text_width"]
+FILES = sorted((ROOT / "docs" / "figures").glob("*.svg"))
+RL = "--model sft --data sft.jsonl --max-new-tokens 6"
+PAIRS = "--model sft --data pairs.jsonl"
+COMMON = "--steps 1 --device cpu --out"
+RUNS = {
+    "ppo": (train_ppo, f"{RL} --reward-model figure_rm --prompts-per-step 16 --critic-warmup 0"),
+    "grpo": (train_grpo, f"{RL} --reward reward.py:vowels --prompts-per-step 4 --group-size 4 "
+             "--eval-every 0"),
+    "dpo": (train_dpo, f"{PAIRS} --batch-size 12 --eval-every 0")}
+
+
+# ------------------------------------------------------------------------------ the models' figure
+
+def leaves(loss) -> set[int]:
+    """The tensors that the gradient of a loss reaches, by their ids."""
+    found, seen, waiting = set(), set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [further for further, _ in node.next_functions]
+    return found
+
+
+class Watched:
+    """One step of a script: `names` are the variables of its `main` when the step is logged."""
+
+    def __init__(self, script, monkeypatch):
+        module, flags = RUNS[script]
+        self.names, self.given, self.reached = {}, {}, {}
+        log = Run.log
+
+        def watched_log(run, *arguments):
+            self.names = dict(sys._getframe(1).f_locals)
+            return log(run, *arguments)
+
+        monkeypatch.setattr(Run, "log", watched_log)
+        for name in FIGURES["INPUTS"].get(script, {}):
+            self.watch(monkeypatch, module, name, self.given)
+        for name in FIGURES["GRADIENTS"][script]:
+            self.watch(monkeypatch, module, name, self.reached)
+        module.main(f"{flags} {COMMON} figure_{script}".split())
+
+    def watch(self, monkeypatch, module, name, notes):
+        """Note a function's tensors, or what the gradient of its result reaches."""
+        function = getattr(module, name)
+
+        def watched(*arguments, **named):
+            result = function(*arguments, **named)
+            if notes is self.given:
+                given = inspect.signature(function).bind(*arguments, **named).arguments
+                notes[name] = [x for x in given.values() if isinstance(x, torch.Tensor)]
+            else:
+                notes[name] = leaves(result[0])
+            return result
+        monkeypatch.setattr(module, name, watched)
+
+    def models(self):
+        """The models that `main` holds. DPO's reference is none: its log-probs are noted."""
+        models = {name: self.names[name] for name in ("policy", "critic") if name in self.names}
+        if "reference" in self.names:
+            models["reference"] = self.names["reference"].model
+        if "reward" in self.names and self.names["reward"].model is not None:
+            models["reward model"] = self.names["reward"].model
+        return models
+
+
+@pytest.fixture(scope="module")
+def steps(place):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(place)
+        train_rm.main(f"{PAIRS} --batch-size 8 --eval-every 0 {COMMON} figure_rm".split())
+        watched = {}
+        for script in RUNS:
+            with pytest.MonkeyPatch.context() as patch:
+                watched[script] = Watched(script, patch)
+        return watched
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_shapes_are_those_of_a_step(steps, script):
+    names = steps[script].names
+    sizes = {"B": 16, "T": names["tokens"].shape[-1], "P": 12, "2": 2}
+    assert len(set(sizes.values())) == 4
+    for name, shape in FIGURES["SHAPES"][script].items():
+        if script == "dpo" and name == "logp":
+            # main's is of its last micro-batch
+            assert names["logp"].shape == (2, len(names["micro"]))
+            continue
+        expected = [sizes[letter] for letter in shape.replace(",", "").split()]
+        assert list(names[name].shape) == expected, name
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_the_coloured_models_learn_and_the_grey_ones_do_not(steps, script):
+    learns = FIGURES["LEARNS"][script]
+    models = steps[script].models()
+    assert set(learns) == set(models) | ({"reference"} if script == "dpo" else set())
+    for name, model in models.items():
+        for parameter in model.parameters():
+            assert parameter.requires_grad == learns[name], name
+    assert not steps[script].names["ref_logp"].requires_grad
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_gradients_go_where_the_dashed_arrows_go(steps, script):
+    models = steps[script].models()
+    owner = {id(p): name for name, model in models.items() for p in model.parameters()}
+    reached = {loss: {owner[parameter] for parameter in parameters}
+               for loss, parameters in steps[script].reached.items()}
+    assert reached == FIGURES["GRADIENTS"][script]
+    # Every model that learns is reached, and no other.
+    learning = {name for name, learns in FIGURES["LEARNS"][script].items() if learns}
+    assert set.union(*reached.values()) == learning
+
+
+@pytest.mark.parametrize("script", FIGURES["INPUTS"])
+def test_functions_are_given_what_the_arrows_bring(steps, script):
+    names = steps[script].names
+    for function, inputs in FIGURES["INPUTS"][script].items():
+        given = {name for name in FIGURES["SHAPES"][script]
+                 if any(names[name] is x for x in steps[script].given[function])}
+        assert given - {"mask"} == inputs, function
+
+
+# ---------------------------------------------------------------------------------- how they look
+
+def test_files_are_up_to_date(tmp_path):
+    FIGURES["write"](tmp_path)
+    now = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert len(now) == 2 * len(FIGURES["FIGURES"])
+    there = {file.name: file.read_bytes() for file in FILES}
+    assert now == there, "docs/figures is out of date: run `python docs/figures.py`"
+
+
+def read(file):
+    """-> boxes and texts as (left, top, right, bottom), boxes with whether they are filled, texts
+    with their words and size; segments of the arrows, ((x, y), (x, y))."""
+    root = ElementTree.parse(file).getroot()
+    boxes, texts, segments = [], [], []
+    for shape in root:
+        tag, at = shape.tag.partition("}")[2], shape.attrib
+        if tag == "rect":
+            x, y, width, height = (float(at[k]) for k in ("x", "y", "width", "height"))
+            boxes.append(((x, y, x + width, y + height), at["fill"] != "none"))
+        elif tag == "text":
+            size, x, y = float(at["font-size"]), float(at["x"]), float(at["y"])
+            width = text_width(shape.text, size)
+            left = x - {"start": 0, "middle": width / 2, "end": width}[at["text-anchor"]]
+            texts.append(((left, y - 0.8 * size, left + width, y + 0.2 * size), shape.text, size))
+        elif tag == "polyline" and "marker-end" in at:
+            points = [tuple(map(float, p.split(","))) for p in at["points"].split()]
+            segments += zip(points, points[1:])
+    return boxes, texts, segments
+
+
+def overlap(a, b) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def inside(a, b) -> bool:
+    return a[0] >= b[0] and a[1] >= b[1] and a[2] <= b[2] and a[3] <= b[3]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_text_leaves_its_box_or_lies_on_another(file):
+    boxes, texts, _ = read(file)
+    boxes = [box for box, _ in boxes]
+    assert boxes[0][2] <= 900 and len(texts) > 10
+    for place, words, size in texts:
+        assert size >= 11, words
+        middle = (place[0] + place[2]) / 2, (place[1] + place[3]) / 2
+        around = [box for box in boxes if inside((*middle, *middle), box)]
+        area = [(box[2] - box[0]) * (box[3] - box[1]) for box in around]
+        smallest = around[area.index(min(area))]
+        assert inside(place, smallest), f"{words!r} leaves its box"
+    for i, (place, words, _) in enumerate(texts):
+        for other, more, _ in texts[i + 1:]:
+            assert not overlap(place, other), f"{words!r} lies on {more!r}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_arrow_goes_through_a_box_or_text(file):
+    boxes, texts, segments = read(file)
+    # The first is the card. An arrow touches the edges of the boxes that it joins.
+    obstacles = [((left + 3, top + 3, right - 3, bottom - 3), "a box")
+                 for (left, top, right, bottom), is_filled in boxes[1:] if is_filled]
+    obstacles += [(place, words) for place, words, _ in texts]
+    for (x, y), (to_x, to_y) in segments:
+        for i in range(1, 40):
+            point = x + (to_x - x) * i / 40, y + (to_y - y) * i / 40
+            for place, words in obstacles:
+                assert not inside((*point, *point), place), f"an arrow crosses {words!r}"
