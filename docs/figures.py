@@ -9,6 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+import torch  # noqa: E402
+
+from advantages import gae, token_rewards  # noqa: E402
 from svg import (BLUE, GREEN, GREY, INK, LINE, ORANGE, PALE_BLUE, PALE_GREEN,  # noqa: E402
                  PALE_GREY, PALE_ORANGE, QUIET, Drawing, text_width)
 
@@ -134,10 +137,10 @@ def models(say):
     panel.tensor(0, 2, "tokens", "mask")
     panel.down(0, 0)
     panel.down(0, 1)
-    panel.model(1, 0, "policy", say("policy (actor)", "策略（actor）"), scores)
+    panel.model(1, 0, "policy", say("policy (actor)", "策略（演员）"), scores)
     panel.model(1, 1, "reference", reference, frozen)
     panel.model(1, 2, "reward model", say("reward model", "奖励模型"), frozen)
-    panel.model(1, 3, "critic", say("critic", "critic（价值）"), say("V of each state", "各状态的 V"))
+    panel.model(1, 3, "critic", say("critic", "评论家"), say("V of each state", "各状态的 V"))
     panel.fan(2, range(4))
     for row, name in enumerate(("old_logp", "ref_logp", "rewards", "old_values")):
         panel.tensor(2, row, name)
@@ -167,7 +170,7 @@ def models(say):
     panel = Panel(drawing, "grpo", 466, 636)
     _panel_title(drawing, 466, "GRPO", "train_grpo.py", say(
         "two models: the group's mean replaces the critic, an exact check the reward model",
-        "两个模型：组均值代替 critic，精确检验代替奖励模型"))
+        "两个模型：组均值代替评论家，精确检验代替奖励模型"))
     panel.given(0, 0, "prompts", say("G times each", "每个重复 G 次"))
     panel.model(0, 1, "policy", policy, samples)
     panel.tensor(0, 2, "tokens", "mask")
@@ -175,7 +178,7 @@ def models(say):
     panel.down(0, 1)
     panel.model(1, 0, "policy", policy, scores)
     panel.model(1, 1, "reference", reference, frozen)
-    panel.function(1, 2, "verifier", say("right: 1, wrong: 0", "对 1，错 0"))
+    panel.function(1, 2, "verifier", say("1 if right", "答对为 1"))
     panel.fan(2, range(3))
     for row, name in enumerate(("old_logp", "ref_logp", "rewards")):
         panel.tensor(2, row, name)
@@ -196,7 +199,7 @@ def models(say):
     _panel_title(drawing, 718, "DPO", "train_dpo.py", say(
         "two models: no sampling; the reference's log-probs are taken once, before training",
         "两个模型：不采样；参考模型的对数概率在训练前只算一次"))
-    panel.given(0, 0, "pairs", say("chosen, rejected", "被选、被拒"))
+    panel.given(0, 0, "pairs", say("chosen/rejected", "被选/被拒"))
     panel.tensor(0, 1, "tokens", "mask")
     panel.down(0, 0)
     panel.model(1, 0, "policy", policy, say("scores both", "给两者打分"))
@@ -232,7 +235,145 @@ def _panel_title(drawing, top, name, file, note):
     drawing.text(196, top - 52, note, 13, QUIET, "start")
 
 
-FIGURES = {"models": models}
+# ------------------------------------------------------------------------------- one row, one cache
+
+# The row in `generate`'s docstring, then padding. Of a part: its tokens, and whether they are
+# sampled. `=` and `.` are stop tokens; `12]` is what the tool writes.
+PARTS = [("prompt", "3*4=", False), ("answer", "[3*4=", True), ("tool", "12]", False),
+         ("more", "12.", True), ("padding", "000", False)]
+LOGP = [-0.2, -0.1, -0.3, -0.1, -0.2, -0.4, -0.1, -0.3]
+REF_LOGP = [-0.5, -0.2, -0.3, -0.1, -0.4, -0.2, -0.1, -0.3]
+VALUES = [0.4, 0.5, 0.5, 0.6, 0.6, 0.8, 0.9, 0.9]
+SCORE, BETA, GAMMA, LAMBDA = 1.0, 0.1, 1.0, 0.95
+# Two rows as `tokens` and as the KV cache has them: letters, "." for padding.
+IN_TOKENS = ["abcde..", "fghijkl"]
+IN_CACHE = ["ab..cde", "fghijkl"]
+CACHE_PROMPTS = [2, 4]
+
+
+def row_tensors() -> dict:
+    """The row's tensors, (1, T) each."""
+    sampled = "".join(str(int(sampled)) * len(part) for _, part, sampled in PARTS)
+    mask = torch.tensor([[c == "1" for c in sampled]])
+
+    def at_actions(numbers):
+        return torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(numbers))
+    logp, ref_logp, values = map(at_actions, (LOGP, REF_LOGP, VALUES))
+    rewards = token_rewards(torch.tensor([SCORE]), logp, ref_logp, mask, BETA)
+    advantages, _ = gae(rewards, values, mask, GAMMA, LAMBDA)
+    return {"mask": mask.long(), "logp": logp, "ref_logp": ref_logp, "rewards": rewards,
+            "values": values, "advantages": advantages}
+
+
+def row(say):
+    drawing = Drawing(880, 624, say("One row of tokens, and the KV cache", "一行 tokens 与 KV 缓存"))
+    left, width, height = 142, 40, 26
+    looks = {"prompt": (PALE_GREY, LINE, say("prompt", "提示词")),
+             "answer": (PALE_BLUE, BLUE, say("answer: sampled", "回答：采样得到")),
+             "tool": (PALE_ORANGE, ORANGE, say("tool's output", "工具的输出")),
+             "more": (PALE_BLUE, BLUE, say("answer goes on", "回答（续）")),
+             "padding": ("white", "#d0d7de", say("padding", "填充"))}
+
+    def label(y, text, code=True):
+        drawing.text(20, y + height / 2, text, 12, anchor="start", code=code)
+
+    T = sum(len(part) for _, part, _ in PARTS)
+    states_y, tokens_y = 44, 112
+    label(states_y, say("state after t", "读完 t 后的状态"), code=False)
+    label(tokens_y, "tokens")
+    for t in range(T - 1):
+        drawing.box(left + width * t, states_y, width, height, {"text": f"h{t}", "code": True},
+                    size=12)
+    drawing.text(20, 24, say("The one shift: the state at t − 1, which has seen tokens[:, :t], "
+                             "scores token t. Only actions are scored.",
+                             "唯一的错位：t − 1 处的状态读过 tokens[:, :t]，由它给第 t 个 token 打分。只给动作打分。"),
+                 13, anchor="start")
+    t = 0
+    for name, part, sampled in PARTS:
+        fill, stroke, words = looks[name]
+        start = left + width * t
+        drawing.line([(start + 3, tokens_y + height + 6),
+                      (start + width * len(part) - 3, tokens_y + height + 6)], stroke, 2.5)
+        drawing.text(start + width * len(part) / 2, tokens_y + height + 18, words, 12,
+                     ORANGE if name == "tool" else QUIET)
+        for token in part:
+            x = left + width * t
+            if sampled:
+                drawing.arrow((x - width / 2, states_y + height), (x + width / 2, tokens_y - 1),
+                              color=BLUE)
+            drawing.box(x, tokens_y, width, height,
+                        {"text": token, "code": True, "bold": sampled},
+                        fill=fill, stroke=stroke, ink=LINE if name == "padding" else INK)
+            t += 1
+    for i, (name, numbers) in enumerate(row_tensors().items()):
+        y = 178 + 30 * i
+        label(y, name)
+        for t, number in enumerate(numbers[0].tolist()):
+            is_action = row_tensors()["mask"][0, t]
+            drawing.box(left + width * t, y, width, height,
+                        {"text": str(number) if name == "mask" else _shown(number), "code": True},
+                        fill=PALE_BLUE if is_action else "white", stroke="#d0d7de",
+                        ink=INK if is_action else LINE, size=11)
+    drawing.text(20, 372, say("Holes are skipped: no gradient, reward or discount. The last action, "
+                              "the stop token, earns the score, 1.",
+                              "空洞一律跳过：没有梯度、没有奖励、不折扣。得分 1 记在最后一个动作，即结束符上。"),
+                 13, QUIET, "start")
+
+    drawing.line([(20, 396), (860, 396)], "#d0d7de")
+    drawing.text(20, 418, say("Two rows in tokens: the answer follows its prompt",
+                              "tokens 中的两行：回答紧接提示词"), 13, anchor="start", bold=True)
+    drawing.text(460, 418, say("The same in the KV cache: a column is a step",
+                               "KV 缓存中的同样两行：一列是一步"), 13, anchor="start", bold=True)
+    for x, rows, in_cache in ((20, IN_TOKENS, False), (460, IN_CACHE, True)):
+        _grid(drawing, say, x, rows, in_cache)
+    drawing.text(20, 604, say("Small numbers are positions: they count a row's own "
+                              "tokens, so they are the same in both.", "小数字是位置：只数本行的 token，所以两边相同。"),
+                 13, QUIET, "start")
+    return drawing
+
+
+def cache_cells(rows: list[str]) -> list[list[tuple]]:
+    """Of each cell: its letter, its position or None where it is padding."""
+    cells = []
+    for letters in rows:
+        positions = iter(range(len(letters)))
+        cells.append([(c, None if c == "." else next(positions)) for c in letters])
+    return cells
+
+
+def _grid(drawing, say, left, rows, in_cache):
+    width, height, top = 50, 44, 462
+    if in_cache:
+        split = left + width * max(CACHE_PROMPTS)
+        drawing.text((left + split) / 2, top - 14, say("prompts: columns 0 to P − 1",
+                                                       "提示词：第 0 至 P − 1 列"), 12, QUIET)
+        drawing.text((split + left + width * 7) / 2, top - 14, say("new tokens", "新 token"),
+                     12, QUIET)
+    for r, cells in enumerate(cache_cells(rows)):
+        for c, (letter, position) in enumerate(cells):
+            x, y = left + width * c, top + (height + 8) * r
+            is_prompt = position is not None and position < CACHE_PROMPTS[r]
+            if position is None:
+                drawing.box(x, y, width, height,
+                            {"text": "−∞" if in_cache else "0", "code": True, "fill": LINE},
+                            fill="white", stroke="#d0d7de")
+            else:
+                drawing.box(x, y, width, height, {"text": letter, "code": True, "bold": True},
+                            {"text": str(position), "size": 11, "fill": QUIET},
+                            fill=PALE_GREY if is_prompt else PALE_BLUE,
+                            stroke=LINE if is_prompt else BLUE)
+    if in_cache:
+        drawing.line([(split, top - 6), (split, top + 2 * height + 14)], INK, 2)
+        drawing.text(left, 580, say("−∞: what attention adds there", "−∞：注意力在此加上的偏置"),
+                     12, QUIET, "start")
+
+
+def _shown(number: float) -> str:
+    """Two digits; 0 where it is nothing but 0."""
+    return f"{number:.2f}".replace("-", "−") if number else "0"
+
+
+FIGURES = {"models": models, "row": row}
 
 
 def write(folder: Path = FOLDER) -> None:

@@ -12,10 +12,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+import rollout as rollout_module
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
+from model import KVCache, ModelConfig, Transformer
+from rollout import generate, token_log_probs
 from support.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +150,92 @@ def test_functions_are_given_what_the_arrows_bring(steps, script):
         given = {name for name in FIGURES["SHAPES"][script]
                  if any(names[name] is x for x in steps[script].given[function])}
         assert given - {"mask"} == inputs, function
+
+
+# -------------------------------------------------------------------------- one row and one cache
+
+def small_model():
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(vocab_size=128, dim=16, n_layers=1, n_heads=2, n_kv_heads=1,
+                                   ffn_dim=16, max_seq_len=32))
+
+
+def test_the_row_is_what_generate_writes(monkeypatch):
+    """The sampler is told what to say, and the tool answers; another row is as long as can be."""
+    parts = {name: part for name, part, _ in FIGURES["PARTS"]}
+    ids = {name: [ord(c) for c in part] for name, part in parts.items()}
+    said = iter(ids["answer"] + ids["tool"] + ids["more"] + ids["padding"])
+
+    def sample(logits, temperature, uniform):
+        token = next(said)
+        tokens = torch.tensor([token, ord("a")])[:len(logits)]
+        if len(logits) == 1:
+            tokens = torch.tensor([ord("a")])
+        return tokens, torch.full(tokens.shape, -0.5)
+    monkeypatch.setattr(rollout_module, "sample", sample)
+
+    def tool(row, sampled):
+        return ids["tool"] if sampled == ids["answer"] else None
+    n_new = sum(len(part) for name, part in parts.items() if name != "prompt")
+    rollout = generate(small_model(), [ids["prompt"]] * 2, n_new, [ord("="), ord(".")],
+                       environment=tool)
+    whole = "".join(parts.values())
+    padding = len(parts["padding"])
+    assert rollout.tokens[0].tolist() == [ord(c) for c in whole[:-padding]] + [0] * padding
+    tensors = FIGURES["row_tensors"]()
+    assert torch.equal(rollout.mask[0], tensors["mask"][0].bool())
+    assert rollout.finished.tolist() == [True, False]
+    for name, x in tensors.items():
+        assert (x[~rollout.mask[:1]] == 0).all(), name
+    assert tensors["advantages"][0, 14].item() == pytest.approx(FIGURES["SCORE"] - 0.9)
+
+
+def test_the_state_before_scores_a_token():
+    """The arrows: from the state at t - 1 to token t, for actions."""
+    mask = FIGURES["row_tensors"]()["mask"]
+    model, states = small_model(), []
+    hidden = model.hidden
+
+    def keep(*given):
+        states.append(hidden(*given).detach().requires_grad_())
+        return states[-1]
+    model.hidden = keep
+    tokens = torch.arange(mask.shape[1])[None]
+    logp = token_log_probs(model, tokens, mask)
+    for t in mask[0].nonzero().flatten().tolist():
+        [gradient] = torch.autograd.grad(logp[0, t], states[0], retain_graph=True)
+        assert gradient[0].abs().sum(1).nonzero().flatten().tolist() == [t - 1]
+
+
+def test_the_cache_has_its_columns_and_positions(monkeypatch):
+    """Padding is where the bias is -inf; positions are those that generate gives its model."""
+    lengths = torch.tensor(FIGURES["CACHE_PROMPTS"])
+    cells = FIGURES["cache_cells"](FIGURES["IN_CACHE"])
+    n_columns = len(cells[0])
+    model = small_model()
+    cache = KVCache(model.config, lengths, n_columns, torch.float32)
+    blocked = [[position is None for _, position in row] for row in cells]
+    assert (cache.bias[:, 0, 0] == -torch.inf).tolist() == blocked
+    asked, hidden = [], model.hidden
+
+    def keep(tokens, cache, positions=None):
+        # in the cache's next column
+        if positions is not None:
+            asked.append((cache.length, positions.flatten().tolist()))
+        return hidden(tokens, cache, positions)
+    model.hidden = keep
+    prompts = [[ord(c) for c in letters[:n]]
+               for letters, n in zip(FIGURES["IN_TOKENS"], lengths.tolist())]
+    # What the last column would hold is sampled and not read again.
+    generate(model, prompts, n_columns - max(lengths.tolist()) + 1, [])
+    assert len(asked) == 3
+    for column, positions in asked:
+        assert positions == [row[column][1] for row in cells]
+    # Both grids hold the same tokens at the same positions.
+    in_tokens = FIGURES["cache_cells"](FIGURES["IN_TOKENS"])
+    for mine, theirs in zip(cells, in_tokens):
+        assert ([cell for cell in mine if cell[1] is not None]
+                == [cell for cell in theirs if cell[1] is not None])
 
 
 # ---------------------------------------------------------------------------------- how they look
