@@ -11,7 +11,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import torch  # noqa: E402
 
+import methods  # noqa: E402
 from advantages import gae, token_rewards  # noqa: E402
+from losses import ppo_policy_loss  # noqa: E402
 from svg import (BLUE, GREEN, GREY, INK, LINE, ORANGE, PALE_BLUE, PALE_GREEN,  # noqa: E402
                  PALE_GREY, PALE_ORANGE, QUIET, Drawing, text_width)
 
@@ -373,7 +375,252 @@ def _shown(number: float) -> str:
     return f"{number:.2f}".replace("-", "−") if number else "0"
 
 
-FIGURES = {"models": models, "row": row}
+# --------------------------------------------------------------------------------------- the clip
+
+EPSILON, DUAL = 0.2, 2.0
+RATIOS = [i / 100 for i in range(1, 251)]
+
+
+def clip_curve(advantage: float, dual: float | None = None,
+               epsilon: float = EPSILON) -> list[tuple[float, float, float]]:
+    """ratio, loss and its derivative to log π, of one token, for each of RATIOS."""
+    points = []
+    for ratio in RATIOS:
+        logp = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
+        old_logp, mask = torch.zeros_like(logp), torch.ones_like(logp)
+        given = torch.full_like(old_logp, advantage)
+        loss, _ = ppo_policy_loss(logp, old_logp, given, mask, epsilon, epsilon, dual)
+        [slope] = torch.autograd.grad(loss, logp)
+        points.append((ratio, loss.item(), slope.item()))
+    return points
+
+
+def clip_zones(points) -> list[tuple[float, float, bool]]:
+    """From where to where the ratio goes, and whether there is a gradient."""
+    zones = []
+    for ratio, _, slope in points:
+        if zones and zones[-1][2] == (slope != 0):
+            zones[-1][1] = ratio
+        else:
+            zones.append([zones[-1][1] if zones else 0.0, ratio, slope != 0])
+    return [tuple(zone) for zone in zones]
+
+
+def clip(say):
+    drawing = Drawing(880, 506, say("PPO's clip", "PPO 的裁剪"))
+    drawing.text(20, 26, say("loss = −min(ρA, clip(ρ, 1 − ε, 1 + ε) A) of one token, ε = 0.2",
+                             "单个 token 的损失 = −min(ρA, clip(ρ, 1 − ε, 1 + ε) A)，ε = 0.2"),
+                 14, anchor="start", bold=True)
+    drawing.rect(20, 44, 22, 14, PALE_GREEN, "#aceebb", 1, 3)
+    drawing.text(50, 51, say("gradient", "有梯度"), 12, anchor="start")
+    drawing.rect(130, 44, 22, 14, PALE_GREY, LINE, 1, 3)
+    drawing.text(160, 51, say("no gradient", "无梯度"), 12, anchor="start")
+    for x, advantage in ((64, 1.0), (504, -1.0)):
+        _clip_panel(drawing, say, x, advantage)
+    return drawing
+
+
+def _clip_panel(drawing, say, left, advantage):
+    width, top, height, below, low_height = 350, 96, 240, 376, 86
+    sign = 1 if advantage > 0 else -1
+    points = clip_curve(advantage)
+
+    def x(ratio):
+        return left + width * ratio / RATIOS[-1]
+
+    def y(value, top=top, height=height):
+        """From 0 to 2.5, or from -2.5 to 0."""
+        share = value / RATIOS[-1]
+        return top + height * -share if sign > 0 else top + height * (1 - share)
+
+    def slope_y(value):
+        return y(value, below, low_height)
+
+    drawing.text(left + width / 2, top - 16, "A = 1 > 0" if sign > 0 else "A = −1 < 0", 14, bold=True)
+    for start, end, has_gradient in clip_zones(points):
+        for zone_top, zone_height in ((top, height), (below, low_height)):
+            drawing.rect(x(start), zone_top, x(end) - x(start), zone_height,
+                         PALE_GREEN if has_gradient else PALE_GREY, "none", 0, 0)
+    for zone_top, zone_height in ((top, height), (below, low_height)):
+        drawing.rect(left, zone_top, width, zone_height, "none", LINE, 1, 0)
+    # What the loss would be without the clip, and the four quadrants' border.
+    drawing.line([(x(0), y(0)), (x(RATIOS[-1]), y(-advantage * RATIOS[-1]))], LINE, 1.2, "3 4")
+    drawing.line([(x(1), top), (x(1), top + height)], LINE, 1.2)
+    drawing.line([(x(1), below), (x(1), below + low_height)], LINE, 1.2)
+    drawing.line([(x(ratio), y(loss)) for ratio, loss, _ in points], BLUE, 2.5)
+    drawing.line([(x(ratio), slope_y(slope)) for ratio, _, slope in points], ORANGE, 2.2)
+    if sign < 0:
+        dual = clip_curve(advantage, DUAL)
+        drawing.line([(x(ratio), y(loss)) for ratio, loss, _ in dual if ratio > DUAL],
+                     BLUE, 2.2, "6 4")
+        drawing.line([(x(ratio), slope_y(slope)) for ratio, _, slope in dual if ratio > DUAL],
+                     ORANGE, 2.2, "6 4")
+        drawing.text(x(2.46), y(0.88), say("dashed: dual clip, c = 2", "虚线：dual clip，c = 2"),
+                     12, BLUE, "end")
+    for ratio in (0, 0.8, 1, 1.2, 2, 2.5):
+        drawing.text(x(ratio), below + low_height + 12, f"{ratio:g}", 11, QUIET)
+    for value in (0, -1 * sign, -2 * sign):
+        shown = f"{value:g}".replace("-", "−") if value else "0"
+        drawing.text(left - 8, y(value), shown, 11, QUIET, "end")
+        drawing.text(left - 8, slope_y(value), shown, 11, QUIET, "end")
+    drawing.text(left + width / 2, below + low_height + 30, say("ratio ρ = π / π_old",
+                                                                "比率 ρ = π / π_old"), 12)
+    drawing.text(left, below - 14, say("gradient: ∂ loss / ∂ log π", "梯度：∂ 损失 / ∂ log π"), 12, ORANGE,
+                 "start")
+    drawing.text(left, top - 16, say("loss", "损失"), 12, BLUE, "start")
+    # One label in each quadrant: what a step downhill does to the token.
+    if sign > 0:
+        labels = [(0.5, -2.2, say("becomes\nmore likely", "变得更可能")),
+                  (1.85, -0.35, say("risen enough:\nno further push", "涨够了：\n不再推"))]
+    else:
+        labels = [(0.42, 2.1, say("fallen enough:\nno push", "降够了：\n不再推")),
+                  (1.75, 0.35, say("becomes\nless likely", "变得更不可能"))]
+    for ratio, value, words in labels:
+        for i, line in enumerate(words.split("\n")):
+            drawing.text(x(ratio), y(value) + 16 * i - 8, line, 12)
+
+
+# ----------------------------------------------------------------------------------- λ's weights
+
+STEPS, LAMBDAS = 10, (0.0, 0.5, 0.95, 1.0)
+
+
+def step_weights(lam: float) -> list[float]:
+    """The weight of each k-step return, k = 1 to STEPS, in the advantage of the first action.
+
+    With γ = 1 the reward i steps later is in the returns of more than i steps, so its weight in
+    `gae` is the sum of theirs: neighbours' differences are the weights."""
+    rewards = torch.zeros(1, STEPS, dtype=torch.float64, requires_grad=True)
+    nothing, mask = torch.zeros_like(rewards), torch.ones_like(rewards)
+    advantages, _ = gae(rewards, nothing, mask, gamma=1.0, lam=lam)
+    [sums] = torch.autograd.grad(advantages[0, 0], rewards)
+    sums = [*sums[0].tolist(), 0.0]
+    return [more - less for more, less in zip(sums, sums[1:])]
+
+
+def lambda_weights(say):
+    drawing = Drawing(880, 300, say("λ's weights", "λ 的权重"))
+    drawing.text(20, 28, say(f"GAE is a mean of k-step estimates. Their weights, {STEPS} actions "
+                             "before the end:",
+                             f"GAE 是各个 k 步估计的平均。距结尾 {STEPS} 个动作时它们的权重："),
+                 13, anchor="start", bold=True)
+    notes = {0.0: say("one-step TD:\nthe critic decides", "单步 TD：\n全信价值模型"),
+             1.0: say("Monte Carlo:\nonly what was earned", "蒙特卡洛：\n只看真实所得")}
+    for i, lam in enumerate(LAMBDAS):
+        left, width, bottom, height = 30 + 212 * i, 186, 232, 140
+        drawing.text(left + width / 2, 60, f"λ = {lam:g}", 14, bold=True)
+        drawing.line([(left, bottom), (left + width, bottom)])
+        pitch = width / STEPS
+        for k, weight in enumerate(step_weights(lam), 1):
+            x = left + pitch * (k - 1)
+            if weight > 0:
+                drawing.rect(x + 3, bottom - height * weight, pitch - 6, height * weight,
+                             PALE_BLUE, BLUE, 1.2, 1)
+            if weight > 0 and k in (1, STEPS):
+                drawing.text(x + pitch / 2, bottom - height * weight - 9, f"{weight:.2g}", 11,
+                             BLUE)
+            drawing.text(x + pitch / 2, bottom + 12, str(k), 11, QUIET)
+        for j, line in enumerate(notes.get(lam, "").splitlines()):
+            drawing.text(left + width / 2, 130 + 16 * j, line, 12)
+    drawing.text(440, 264, say("k: so many rewards are taken as they were, then the critic is asked",
+                               "k：先取这么多步的真实奖励，之后问价值模型"), 12, QUIET)
+    drawing.text(440, 284, say("bars sum to 1: (1 − λ) λ^(k − 1), and the last takes the rest",
+                               "各柱之和为 1：(1 − λ) λ^(k − 1)，最后一柱取余下的全部"), 12, QUIET)
+    return drawing
+
+
+# --------------------------------------------------------------------------------- the methods
+
+# What the values of methods.METHODS mean, where a word more helps.
+MEANINGS = {
+    "group/std": ("(r − mean) / std", "(r − 均值) / 标准差"), "group": ("r − mean", "r − 均值"),
+    "batch/std": ("batch's mean, std", "全批的均值、标准差"),
+    "others": ("r − others' mean", "r − 其余的均值"),
+    "greedy": ("r − greedy's r", "r − 贪心回答的 r"), "none": ("r itself", "r 本身"),
+    "grpo": ("clip each token", "逐 token 裁剪"), "gspo": ("a ratio an answer", "每个回答一个比率"),
+    "cispo": ("clipped weight", "裁剪后的权重"), "reinforce": ("A log π", "A log π"),
+    "token-mean": ("over all tokens", "所有 token"), "seq-mean": ("answer by answer", "先每个回答，再平均"),
+    "seq-sum": ("sum / constant", "求和，除以常数"),
+    "drop": ("left out", "丢弃"), "replace": ("sampled anew", "重新采样")}
+
+
+def terms_of(method: str) -> dict[str, str]:
+    """What a method chooses: a term -> its value as text."""
+    row = dict(zip(methods.COLUMNS, methods.METHODS[method]))
+    low, high = row["clip_low"], row["clip_high"]
+    return {"baseline": row["baseline"],
+            "loss": row["loss"],
+            "aggregate": row["aggregate"],
+            "clip": "−" if low is None else f"−{_short(low)}, +{_short(high)}",
+            "kl": f"{row['kl_in']}, {row['kl_coef']:g}" if row["kl_coef"] else "−",
+            "no_signal": row["no_signal"]}
+
+
+def _short(number: float) -> str:
+    """3e-4 for 0.0003."""
+    return f"{number:g}" if number >= 0.01 else f"{number:.0e}".replace("e-0", "e-")
+
+
+def parent_of(method: str) -> str | None:
+    """REINFORCE for methods without a ratio, and for GRPO; GRPO for all others."""
+    if method == "reinforce":
+        return None
+    has_ratio = methods.METHODS[method][methods.COLUMNS.index("loss")] != "reinforce"
+    return "grpo" if has_ratio and method != "grpo" else "reinforce"
+
+
+def family(parent=None, depth=0) -> list[tuple[str, int]]:
+    """Methods with their depth, each before its children."""
+    children = [method for method in methods.METHODS if parent_of(method) == parent]
+    # GRPO, which has children of its own, comes last.
+    children.sort(key="grpo".__eq__)
+    found = []
+    for method in children:
+        found += [(method, depth), *family(method, depth + 1)]
+    return found
+
+
+def methods_tree(say):
+    order = family()
+    top, pitch, left, width, height = 96, 44, 158, 118, 36
+    drawing = Drawing(880, top + pitch * len(order) + 12, say("The methods of train_grpo.py",
+                                                              "train_grpo.py 的各种方法"))
+    drawing.text(20, 26, say("What each --method changes against the one that it hangs on",
+                             "每个 --method 相对其上级改变了什么"), 14, anchor="start", bold=True)
+    drawing.rect(640, 17, 22, 16, PALE_ORANGE, ORANGE, 1.2, 4)
+    drawing.text(670, 26, say("changed", "改变"), 12, anchor="start")
+    drawing.rect(760, 17, 22, 16, "white", "#d0d7de", 1.2, 4)
+    drawing.text(790, 26, say("as above", "同上级"), 12, anchor="start")
+    heads = {"baseline": say("advantage", "优势"), "loss": say("loss", "损失"),
+             "aggregate": say("average", "平均"), "clip": say("clip of the ratio", "比率的裁剪"),
+             "kl": say("KL in, with β", "KL 的位置，β"),
+             "no_signal": say("all rewards equal", "全组奖励相同")}
+    for c, head in enumerate(heads.values()):
+        drawing.text(left + width * c + width / 2, 60, head, 12, QUIET)
+    drawing.line([(20, 76), (864, 76)], "#d0d7de")
+    rows = {method: i for i, (method, _) in enumerate(order)}
+    for method, depth in order:
+        y, parent = top + pitch * rows[method] - 8, parent_of(method)
+        x = 20 + 18 * depth
+        if parent:
+            parent_y = top + pitch * rows[parent] - 8
+            drawing.line([(x - 10, parent_y + height / 2 + 10), (x - 10, y + height / 2),
+                          (x - 3, y + height / 2)])
+        drawing.text(x, y + height / 2, method, 12, anchor="start", bold=True, code=True)
+        inherited = terms_of(parent) if parent else {}
+        for c, (term, value) in enumerate(terms_of(method).items()):
+            is_new = bool(parent) and value != inherited[term]
+            lines = [{"text": value, "code": True, "bold": is_new}]
+            if value in MEANINGS:
+                lines.append({"text": say(*MEANINGS[value]), "size": 11})
+            drawing.box(left + width * c + 3, y, width - 6, height, *lines, size=12,
+                        fill=PALE_ORANGE if is_new else "white",
+                        stroke=ORANGE if is_new else "#d0d7de", ink=GREY if parent and not is_new else INK)
+    return drawing
+
+
+FIGURES = {"models": models, "row": row, "clip": clip, "lambda": lambda_weights,
+           "methods": methods_tree}
 
 
 def write(folder: Path = FOLDER) -> None:

@@ -17,6 +17,8 @@ import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
+from advantages import gae
+from methods import COLUMNS, METHODS
 from model import KVCache, ModelConfig, Transformer
 from rollout import generate, token_log_probs
 from support.run import Run
@@ -238,6 +240,88 @@ def test_the_cache_has_its_columns_and_positions(monkeypatch):
                 == [cell for cell in theirs if cell[1] is not None])
 
 
+# --------------------------------------------------------------------------------------- curves
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("dual", [None, 2.0])
+def test_the_clip_s_curves_and_zones(advantage, dual):
+    """By the formula in plain Python, away from the corners, where the slope is not defined."""
+    points = FIGURES["clip_curve"](advantage, dual)
+    assert len(points) == 250
+    for ratio, loss, slope in points:
+        clipped = min(max(ratio, 0.8), 1.2)
+        objective, expected = min(ratio * advantage, clipped * advantage), -ratio * advantage
+        if ratio > 1.2 and advantage > 0 or ratio < 0.8 and advantage < 0:
+            expected = 0
+        if dual and ratio > dual and advantage < 0:
+            objective, expected = dual * advantage, 0
+        assert loss == pytest.approx(-objective)
+        if min(abs(ratio - corner) for corner in (0.8, 1.2, dual or 9)) > 1e-3:
+            assert slope == pytest.approx(expected)
+    zones = FIGURES["clip_zones"](points)
+    if advantage > 0:
+        borders, gradients = [1.2], [True, False]
+    else:
+        borders, gradients = [0.8] + [2.0] * bool(dual), [False, True] + [False] * bool(dual)
+    assert [has for _, _, has in zones] == gradients
+    assert [end for _, end, _ in zones] == pytest.approx([*borders, 2.5], abs=0.011)
+    assert zones[0][0] == 0 and all(a[1] == b[0] for a, b in zip(zones, zones[1:]))
+
+
+@pytest.mark.parametrize("lam", FIGURES["LAMBDAS"])
+def test_lambda_s_weights(lam):
+    """(1 - λ) λ^(k-1), the rest at the end; and with them GAE is a mean of k-step estimates."""
+    n = FIGURES["STEPS"]
+    weights = FIGURES["step_weights"](lam)
+    expected = [(1 - lam) * lam ** (k - 1) for k in range(1, n)] + [lam ** (n - 1)]
+    assert weights == pytest.approx(expected)
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, n, generator=generator, dtype=torch.float64)
+    later = torch.cat((values[1:], torch.zeros(1)))
+    estimates = [rewards[:k].sum() + later[k - 1] - values[0] for k in range(1, n + 1)]
+    mean = sum(w * estimate.item() for w, estimate in zip(weights, estimates))
+    advantages, _ = gae(rewards[None], values[None], torch.ones(1, n), 1.0, lam)
+    assert mean == pytest.approx(advantages[0, 0].item())
+
+
+# ------------------------------------------------------------------------------------ the methods
+
+def changed_cells() -> dict[str, list[str]]:
+    """method -> the values in its coloured cells, read from the drawing."""
+    root = ElementTree.fromstring(FIGURES["methods_tree"](lambda english, _: english).svg())
+    shapes = [(shape.tag.partition("}")[2], shape.attrib, shape.text) for shape in root]
+    found, cells = {}, None
+    for (tag, at, words), (after, _, value) in zip(shapes, shapes[1:]):
+        if words in METHODS and at.get("text-anchor") == "start":
+            cells = found.setdefault(words, [])
+        elif cells is not None and tag == "rect" and at["stroke"] == FIGURES["ORANGE"]:
+            assert after == "text"
+            cells.append(value)
+    return found
+
+
+def test_the_tree_has_every_method_and_what_it_changes(monkeypatch):
+    """Also of a method that has just been added to the table."""
+    added = [*METHODS["dapo"][:-1], "drop"]
+    added[COLUMNS.index("clip_low")] = 0.05
+    monkeypatch.setitem(METHODS, "added", tuple(added))
+    cells = changed_cells()
+    assert set(cells) == set(METHODS)
+    assert cells["reinforce"] == []
+    assert cells["rloo"] == ["others"]
+    assert cells["gspo"] == ["gspo", "−3e-4, +4e-4"]
+    assert cells["added"] == ["token-mean", "−0.05, +0.28", "−", "drop"]
+    # As many as there are differences, where a clip's two ends are one term, as are KL and its β.
+    for method in METHODS.keys() - {"reinforce"}:
+        parent = "grpo" if METHODS[method][1] != "reinforce" and method != "grpo" else "reinforce"
+        mine, theirs = (dict(zip(COLUMNS, METHODS[name])) for name in (method, parent))
+        for row in (mine, theirs):
+            row["clip"] = row.pop("clip_low"), row.pop("clip_high")
+            coefficient = row.pop("kl_coef")
+            row["kl_in"] = coefficient and (row["kl_in"], coefficient)
+        assert len(cells[method]) == sum(mine[name] != theirs[name] for name in mine), method
+
+
 # ---------------------------------------------------------------------------------- how they look
 
 def test_files_are_up_to_date(tmp_path):
@@ -250,9 +334,9 @@ def test_files_are_up_to_date(tmp_path):
 
 def read(file):
     """-> boxes and texts as (left, top, right, bottom), boxes with whether they are filled, texts
-    with their words and size; segments of the arrows, ((x, y), (x, y))."""
+    with their words and size; points along the lines, with whether they are an arrow's."""
     root = ElementTree.parse(file).getroot()
-    boxes, texts, segments = [], [], []
+    boxes, texts, points = [], [], []
     for shape in root:
         tag, at = shape.tag.partition("}")[2], shape.attrib
         if tag == "rect":
@@ -263,10 +347,13 @@ def read(file):
             width = text_width(shape.text, size)
             left = x - {"start": 0, "middle": width / 2, "end": width}[at["text-anchor"]]
             texts.append(((left, y - 0.8 * size, left + width, y + 0.2 * size), shape.text, size))
-        elif tag == "polyline" and "marker-end" in at:
-            points = [tuple(map(float, p.split(","))) for p in at["points"].split()]
-            segments += zip(points, points[1:])
-    return boxes, texts, segments
+        elif tag == "polyline":
+            corners = [tuple(map(float, p.split(","))) for p in at["points"].split()]
+            for (x, y), (to_x, to_y) in zip(corners, corners[1:]):
+                n = 2 + int(max(abs(to_x - x), abs(to_y - y)) / 4)
+                points += [((x + (to_x - x) * i / n, y + (to_y - y) * i / n), "marker-end" in at)
+                           for i in range(1, n)]
+    return boxes, texts, points
 
 
 def overlap(a, b) -> bool:
@@ -295,14 +382,14 @@ def test_no_text_leaves_its_box_or_lies_on_another(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_no_arrow_goes_through_a_box_or_text(file):
-    boxes, texts, segments = read(file)
+def test_no_line_goes_through_text_and_no_arrow_through_a_box(file):
+    boxes, texts, points = read(file)
     # The first is the card. An arrow touches the edges of the boxes that it joins.
-    obstacles = [((left + 3, top + 3, right - 3, bottom - 3), "a box")
-                 for (left, top, right, bottom), is_filled in boxes[1:] if is_filled]
-    obstacles += [(place, words) for place, words, _ in texts]
-    for (x, y), (to_x, to_y) in segments:
-        for i in range(1, 40):
-            point = x + (to_x - x) * i / 40, y + (to_y - y) * i / 40
-            for place, words in obstacles:
-                assert not inside((*point, *point), place), f"an arrow crosses {words!r}"
+    filled = [(left + 3, top + 3, right - 3, bottom - 3)
+              for (left, top, right, bottom), is_filled in boxes[1:] if is_filled]
+    for point, is_arrow in points:
+        for place, words, _ in texts:
+            assert not inside((*point, *point), place), f"a line crosses {words!r}"
+        if is_arrow:
+            crossed = [box for box in filled if inside((*point, *point), box)]
+            assert not crossed, f"an arrow crosses {crossed[0]}"
