@@ -533,11 +533,11 @@ def lambda_weights(say):
 
 # What the values of methods.METHODS mean, where a word more helps.
 MEANINGS = {
-    "group/std": ("(r − mean) / std", "(r − 均值) / 标准差"), "group": ("r − mean", "r − 均值"),
-    "batch/std": ("batch's mean, std", "全批的均值、标准差"),
+    "group/std": ("(r − mean) / std", "(r−均值) / 标准差"), "group": ("r − mean", "r − 均值"),
+    "batch/std": ("batch mean, std", "全批的均值、标准差"),
     "others": ("r − others' mean", "r − 其余的均值"),
     "greedy": ("r − greedy's r", "r − 贪心回答的 r"), "none": ("r itself", "r 本身"),
-    "grpo": ("clip each token", "逐 token 裁剪"), "gspo": ("a ratio an answer", "每个回答一个比率"),
+    "grpo": ("clip each token", "逐 token 裁剪"), "gspo": ("ratio per answer", "每个回答一个比率"),
     "cispo": ("clipped weight", "裁剪后的权重"), "reinforce": ("A log π", "A log π"),
     "token-mean": ("over all tokens", "所有 token"), "seq-mean": ("answer by answer", "先每个回答，再平均"),
     "seq-sum": ("sum / constant", "求和，除以常数"),
@@ -619,8 +619,79 @@ def methods_tree(say):
     return drawing
 
 
+# ---------------------------------------------------------------------------------- a step in time
+
+# What train_grpo.py does in a step of two updates, in its order.
+STAGES = ["prefill", "decode", "rewards", "reference", "policy", "advantages", "update",
+          "optimizer", "update", "optimizer"]
+# An example: two prompts, three answers each, of so many tokens; and the rows of each update.
+GROUP, LENGTHS = 3, [3, 6, 4, 2, 5, 3]
+UPDATES = [(0, 2, 5), (1, 3, 4)]
+
+
+def timeline(say):
+    drawing = Drawing(880, 396, say("A GRPO step over time", "一个 GRPO 步的时间线"))
+    top, pitch, height, token = 96, 32, 24, 31
+    bottom = top + pitch * len(LENGTHS)
+    decode = 146
+    spans = {"prefill": (74, 62), "rewards": (342, 60), "reference": (410, 78),
+             "policy": (494, 60), "advantages": (562, 82)}
+    heads = {"prefill": say("prompts", "提示词"), "rewards": say("rewards", "奖励"),
+             "reference": say("reference", "参考模型"), "policy": say("policy", "策略"),
+             "advantages": say("advantages", "优势")}
+    notes = {"reference": say("scores", "打分"),
+             "policy": say("scores", "打分"), "advantages": say("by group", "按组")}
+    drawing.text(20, 26, say("One GRPO step, from left to right (widths are not to scale)",
+                             "一个 GRPO 步，从左到右（宽度不成比例）"), 14, anchor="start", bold=True)
+    for row in range(len(LENGTHS)):
+        drawing.text(20, top + pitch * row + height / 2, say(f"row {row}", f"行 {row}"), 12, QUIET,
+                     "start")
+    for name, (x, width) in spans.items():
+        drawing.text(x + width / 2, 78, heads[name], 12, bold=True)
+        is_whole = name in ("reference", "policy")
+        size = len(LENGTHS) if is_whole else GROUP
+        fill, stroke = {"reference": (PALE_GREY, LINE), "policy": (PALE_BLUE, BLUE),
+                        "prefill": (PALE_BLUE, BLUE)}.get(name, ("white", INK))
+        if name == "rewards":
+            size = 1
+        for first in range(0, len(LENGTHS), size):
+            words = ["r"] if name == "rewards" else [notes.get(name, say("once", "一次"))]
+            drawing.box(x, top + pitch * first, width, pitch * (size - 1) + height, *words,
+                        fill=fill, stroke=stroke, size=12)
+    drawing.text(decode + token * max(LENGTHS) / 2, 78, say("tokens, one by one", "逐个 token"), 12,
+                 bold=True)
+    for row, length in enumerate(LENGTHS):
+        for i in range(max(LENGTHS)):
+            x, y = decode + token * i, top + pitch * row
+            if i < length:
+                drawing.box(x, y, token - 3, height, {"text": str(i), "code": True},
+                            fill=PALE_BLUE, stroke=BLUE, size=11)
+    for n, rows in enumerate(UPDATES):
+        x = 652 + 110 * n
+        drawing.text(x + 50, 78, say(f"update {n + 1}", f"更新 {n + 1}"), 12, bold=True)
+        for row in rows:
+            drawing.box(x, top + pitch * row, 72, height, say("∇ loss", "∇ 损失"),
+                        fill=PALE_ORANGE, stroke=ORANGE, size=12)
+        drawing.rect(x + 78, top, 22, bottom - top - 8, PALE_BLUE, BLUE, 2)
+        drawing.text(x + 89, (top + bottom) / 2 - 4, "θ", 14, BLUE, bold=True)
+    braces = [
+        (74, 136, GREEN, say("parallel", "并行")),
+        (146, 328, ORANGE, say("sequential: each token\nwaits for the one before;\nrows leave as they end",
+                               "串行：每个 token\n都要等前一个；\n结束的行先离开")),
+        (410, 554, GREEN, say("parallel: all tokens\nin one pass", "并行：一遍算完\n所有 token")),
+        (652, 864, GREEN, say("parallel within an update,\none update after another",
+                              "一次更新之内并行，\n更新之间有先后"))]
+    for start, end, color, words in braces:
+        drawing.line([(start, bottom + 6), (end, bottom + 6)], color, 3)
+        for i, line in enumerate(words.splitlines()):
+            drawing.text((start + end) / 2, bottom + 26 + 17 * i, line, 12, color)
+    drawing.text(20, 376, say("θ: an optimizer step. Scoring and updates need no KV cache: the answers are known.",
+                              "θ：优化器走一步。打分和更新不需要 KV 缓存：回答已经全部知道。"), 12, QUIET, "start")
+    return drawing
+
+
 FIGURES = {"models": models, "row": row, "clip": clip, "lambda": lambda_weights,
-           "methods": methods_tree}
+           "methods": methods_tree, "timeline": timeline}
 
 
 def write(folder: Path = FOLDER) -> None:

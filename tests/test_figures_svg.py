@@ -21,6 +21,8 @@ from advantages import gae
 from methods import COLUMNS, METHODS
 from model import KVCache, ModelConfig, Transformer
 from rollout import generate, token_log_probs
+from support import parallel
+from support.decoding import Decoder
 from support.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -320,6 +322,73 @@ def test_the_tree_has_every_method_and_what_it_changes(monkeypatch):
             coefficient = row.pop("kl_coef")
             row["kl_in"] = coefficient and (row["kl_in"], coefficient)
         assert len(cells[method]) == sum(mine[name] != theirs[name] for name in mine), method
+
+
+# ----------------------------------------------------------------------------------- a step in time
+
+def test_a_step_s_stages_are_in_this_order(place, monkeypatch):
+    """Prompts once a group; then a pass for each further token; then whole rows; then updates."""
+    monkeypatch.chdir(place)
+    events, references = [], []
+
+    def note(owner, name, stage):
+        function = getattr(owner, name)
+
+        def noted(*arguments, **named):
+            events.append(stage(*arguments))
+            return function(*arguments, **named)
+        monkeypatch.setattr(owner, name, noted)
+
+    def pass_of(model, tokens, cache=None, positions=None):
+        if cache is not None:
+            return ("prefill" if positions is None else "decode"), tuple(tokens.shape)
+        name = "reference" if model in references else "policy"
+        return ("update" if torch.is_grad_enabled() else name), tuple(tokens.shape)
+
+    class Reference(train_grpo.Reference):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            references.append(self.model)
+
+    monkeypatch.setattr(train_grpo, "Reference", Reference)
+    for model in (Transformer, Decoder):
+        note(model, "hidden", pass_of)
+    note(train_grpo.Reward, "__call__", lambda *_: ("rewards", ()))
+    note(train_grpo, "grpo_advantages", lambda *_: ("advantages", ()))
+    note(torch.optim.AdamW, "step", lambda *_: ("optimizer", ()))
+    def leave_out(name):
+        """What is only measured, such as the exact KL, is no stage."""
+        function = getattr(train_grpo, name)
+
+        def unnoted(*arguments):
+            n_events, result = len(events), function(*arguments)
+            del events[n_events:]
+            return result
+        monkeypatch.setattr(train_grpo, name, unnoted)
+    leave_out("rollout_metrics")
+    leave_out("evaluate")
+    # Batches in one piece: micro-batches would repeat a stage.
+    monkeypatch.setattr(train_grpo, "micro_batches",
+                        lambda mask, size, rows: [(rows, mask.shape[1])])
+    monkeypatch.setattr(parallel, "micro_batches",
+                        lambda mask, size: [(torch.arange(len(mask)), mask.shape[1])])
+    train_grpo.main(f"{RUNS['grpo'][1]} {COMMON} figure_timeline".split())
+    stages = [stage for stage, _ in events]
+    merged = [stage for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    assert merged == FIGURES["STAGES"]
+    shapes = {stage: [shape for name, shape in events if name == stage] for stage in merged}
+    # 4 prompts, 4 answers each; of each answer's 6 tokens the first comes from the prompt's pass.
+    assert [rows for rows, _ in shapes["prefill"]] == [4]
+    assert all(length == 1 for _, length in shapes["decode"]) and len(shapes["decode"]) == 5
+    assert sorted(rows for rows, _ in shapes["decode"])[-1] == 16
+    assert [rows for rows, _ in shapes["reference"] + shapes["policy"]] == [16, 16]
+    assert [rows for rows, _ in shapes["update"]] == [8, 8]
+
+
+def test_the_example_s_updates_take_each_row_once():
+    rows = sorted(row for update in FIGURES["UPDATES"] for row in update)
+    assert rows == list(range(len(FIGURES["LENGTHS"])))
+    assert len(rows) % FIGURES["GROUP"] == 0
 
 
 # ---------------------------------------------------------------------------------- how they look
