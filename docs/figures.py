@@ -15,7 +15,7 @@ import methods  # noqa: E402
 from advantages import gae, token_rewards  # noqa: E402
 from losses import ppo_policy_loss  # noqa: E402
 from svg import (BLUE, GREEN, GREY, INK, LINE, ORANGE, PALE_BLUE, PALE_GREEN,  # noqa: E402
-                 PALE_GREY, PALE_ORANGE, QUIET, Drawing, text_width)
+                 PALE_GREY, PALE_LINE, PALE_ORANGE, QUIET, Drawing, text_width)
 
 FOLDER = ROOT / "docs" / "figures"
 TENSOR, TENSOR_LINE = "#f6f8fa", "#c4cbd3"
@@ -57,7 +57,7 @@ class Panel:
 
     def __init__(self, drawing, script, top, bottom):
         self.drawing, self.script, self.top = drawing, script, top
-        drawing.rect(8, top - 70, 864, bottom - top + 70, "none", "#d0d7de", 1, 8)
+        drawing.rect(8, top - 70, 864, bottom - top + 70, "none", PALE_LINE, 1, 8)
 
     def place(self, column, row, rows=1):
         """x, y, width and height of a box."""
@@ -245,7 +245,7 @@ PARTS = [("prompt", "3*4=", False), ("answer", "[3*4=", True), ("tool", "12]", F
          ("more", "12.", True), ("padding", "000", False)]
 LOGP = [-0.2, -0.1, -0.3, -0.1, -0.2, -0.4, -0.1, -0.3]
 REF_LOGP = [-0.5, -0.2, -0.3, -0.1, -0.4, -0.2, -0.1, -0.3]
-VALUES = [0.4, 0.5, 0.5, 0.6, 0.6, 0.8, 0.9, 0.9]
+VALUES = [0.4, 0.5, 0.5, 0.6, 0.6, 0.8, 0.9, 0.8]
 SCORE, BETA, GAMMA, LAMBDA = 1.0, 0.1, 1.0, 0.95
 # Two rows as `tokens` and as the KV cache has them: letters, "." for padding.
 IN_TOKENS = ["abcde..", "fghijkl"]
@@ -255,13 +255,17 @@ CACHE_PROMPTS = [2, 4]
 
 def row_tensors() -> dict:
     """The row's tensors, (1, T) each."""
-    sampled = "".join(str(int(sampled)) * len(part) for _, part, sampled in PARTS)
-    mask = torch.tensor([[c == "1" for c in sampled]])
+    is_action = []
+    for _, part, sampled in PARTS:
+        is_action += [sampled] * len(part)
+    mask = torch.tensor([is_action])
 
     def at_actions(numbers):
-        return torch.zeros(mask.shape).masked_scatter(mask, torch.tensor(numbers))
+        found = torch.zeros(mask.shape, dtype=torch.float64)
+        found[mask] = torch.tensor(numbers, dtype=torch.float64)
+        return found
     logp, ref_logp, values = map(at_actions, (LOGP, REF_LOGP, VALUES))
-    rewards = token_rewards(torch.tensor([SCORE]), logp, ref_logp, mask, BETA)
+    rewards = token_rewards(torch.tensor([SCORE]).double(), logp, ref_logp, mask, BETA)
     advantages, _ = gae(rewards, values, mask, GAMMA, LAMBDA)
     return {"mask": mask.long(), "logp": logp, "ref_logp": ref_logp, "rewards": rewards,
             "values": values, "advantages": advantages}
@@ -269,12 +273,28 @@ def row_tensors() -> dict:
 
 def row(say):
     drawing = Drawing(880, 624, say("One row of tokens, and the KV cache", "一行 tokens 与 KV 缓存"))
+    _tokens(drawing, say)
+    drawing.line([(20, 396), (860, 396)], PALE_LINE)
+    drawing.text(20, 418, say("Two rows in tokens: the answer follows its prompt",
+                              "tokens 中的两行：回答紧接提示词"), 13, anchor="start", bold=True)
+    drawing.text(460, 418, say("The same in the KV cache: a column is a step",
+                               "KV 缓存中的同样两行：一列是一步"), 13, anchor="start", bold=True)
+    _grid(drawing, say, 20, IN_TOKENS, in_cache=False)
+    _grid(drawing, say, 460, IN_CACHE, in_cache=True)
+    drawing.text(20, 604, say("Small numbers are positions: they count a row's own tokens, so they "
+                              "are the same in both.",
+                              "小数字是位置：只数本行的 token，所以两边相同。"), 13, QUIET, "start")
+    return drawing
+
+
+def _tokens(drawing, say):
+    """The row, the states before its actions, and its tensors."""
     left, width, height = 142, 40, 26
     looks = {"prompt": (PALE_GREY, LINE, say("prompt", "提示词")),
              "answer": (PALE_BLUE, BLUE, say("answer: sampled", "回答：采样得到")),
              "tool": (PALE_ORANGE, ORANGE, say("tool's output", "工具的输出")),
              "more": (PALE_BLUE, BLUE, say("answer goes on", "回答（续）")),
-             "padding": ("white", "#d0d7de", say("padding", "填充"))}
+             "padding": ("white", PALE_LINE, say("padding", "填充"))}
 
     def label(y, text, code=True):
         drawing.text(20, y + height / 2, text, 12, anchor="start", code=code)
@@ -288,7 +308,8 @@ def row(say):
                     size=12)
     drawing.text(20, 24, say("The one shift: the state at t − 1, which has seen tokens[:, :t], "
                              "scores token t. Only actions are scored.",
-                             "唯一的错位：t − 1 处的状态读过 tokens[:, :t]，由它给第 t 个 token 打分。只给动作打分。"),
+                             "唯一的错位：t − 1 处的状态读过 tokens[:, :t]，由它给第 t 个 token 打分。"
+                             "只给动作打分。"),
                  13, anchor="start")
     t = 0
     for name, part, sampled in PARTS:
@@ -307,31 +328,20 @@ def row(say):
                         {"text": token, "code": True, "bold": sampled},
                         fill=fill, stroke=stroke, ink=LINE if name == "padding" else INK)
             t += 1
-    for i, (name, numbers) in enumerate(row_tensors().items()):
+    tensors = row_tensors()
+    for i, (name, numbers) in enumerate(tensors.items()):
         y = 178 + 30 * i
         label(y, name)
         for t, number in enumerate(numbers[0].tolist()):
-            is_action = row_tensors()["mask"][0, t]
+            is_action = tensors["mask"][0, t]
             drawing.box(left + width * t, y, width, height,
                         {"text": str(number) if name == "mask" else _shown(number), "code": True},
-                        fill=PALE_BLUE if is_action else "white", stroke="#d0d7de",
+                        fill=PALE_BLUE if is_action else "white", stroke=PALE_LINE,
                         ink=INK if is_action else LINE, size=11)
-    drawing.text(20, 372, say("Holes are skipped: no gradient, reward or discount. The last action, "
-                              "the stop token, earns the score, 1.",
-                              "空洞一律跳过：没有梯度、没有奖励、不折扣。得分 1 记在最后一个动作，即结束符上。"),
-                 13, QUIET, "start")
-
-    drawing.line([(20, 396), (860, 396)], "#d0d7de")
-    drawing.text(20, 418, say("Two rows in tokens: the answer follows its prompt",
-                              "tokens 中的两行：回答紧接提示词"), 13, anchor="start", bold=True)
-    drawing.text(460, 418, say("The same in the KV cache: a column is a step",
-                               "KV 缓存中的同样两行：一列是一步"), 13, anchor="start", bold=True)
-    for x, rows, in_cache in ((20, IN_TOKENS, False), (460, IN_CACHE, True)):
-        _grid(drawing, say, x, rows, in_cache)
-    drawing.text(20, 604, say("Small numbers are positions: they count a row's own "
-                              "tokens, so they are the same in both.", "小数字是位置：只数本行的 token，所以两边相同。"),
-                 13, QUIET, "start")
-    return drawing
+    drawing.text(20, 372, say("Holes are skipped: no gradient, reward or discount. "
+                              "The last action, the stop token, earns the score, 1.",
+                              "空洞一律跳过：没有梯度、没有奖励、不折扣。"
+                              "得分 1 记在最后一个动作，即结束符上。"), 13, QUIET, "start")
 
 
 def cache_cells(rows: list[str]) -> list[list[tuple]]:
@@ -358,7 +368,7 @@ def _grid(drawing, say, left, rows, in_cache):
             if position is None:
                 drawing.box(x, y, width, height,
                             {"text": "−∞" if in_cache else "0", "code": True, "fill": LINE},
-                            fill="white", stroke="#d0d7de")
+                            fill="white", stroke=PALE_LINE)
             else:
                 drawing.box(x, y, width, height, {"text": letter, "code": True, "bold": True},
                             {"text": str(position), "size": 11, "fill": QUIET},
@@ -378,7 +388,9 @@ def _shown(number: float) -> str:
 # --------------------------------------------------------------------------------------- the clip
 
 EPSILON, DUAL = 0.2, 2.0
-RATIOS = [i / 100 for i in range(1, 251)]
+# Between the corners of the loss, 0.8, 1.2 and 2, where there is no derivative.
+RATIOS = [(i + 0.5) / 100 for i in range(250)]
+LARGEST = 2.5
 
 
 def clip_curve(advantage: float, dual: float | None = None,
@@ -397,13 +409,13 @@ def clip_curve(advantage: float, dual: float | None = None,
 
 def clip_zones(points) -> list[tuple[float, float, bool]]:
     """From where to where the ratio goes, and whether there is a gradient."""
-    zones = []
-    for ratio, _, slope in points:
-        if zones and zones[-1][2] == (slope != 0):
-            zones[-1][1] = ratio
-        else:
-            zones.append([zones[-1][1] if zones else 0.0, ratio, slope != 0])
-    return [tuple(zone) for zone in zones]
+    zones, start = [], 0.0
+    for (ratio, _, slope), (next_ratio, _, next_slope) in zip(points, points[1:]):
+        if (slope != 0) != (next_slope != 0):
+            border = (ratio + next_ratio) / 2
+            zones.append((start, border, slope != 0))
+            start = border
+    return [*zones, (start, LARGEST, points[-1][2] != 0)]
 
 
 def clip(say):
@@ -426,17 +438,18 @@ def _clip_panel(drawing, say, left, advantage):
     points = clip_curve(advantage)
 
     def x(ratio):
-        return left + width * ratio / RATIOS[-1]
+        return left + width * ratio / LARGEST
 
     def y(value, top=top, height=height):
         """From 0 to 2.5, or from -2.5 to 0."""
-        share = value / RATIOS[-1]
+        share = value / LARGEST
         return top + height * -share if sign > 0 else top + height * (1 - share)
 
     def slope_y(value):
         return y(value, below, low_height)
 
-    drawing.text(left + width / 2, top - 16, "A = 1 > 0" if sign > 0 else "A = −1 < 0", 14, bold=True)
+    title = "A = 1 > 0" if sign > 0 else "A = −1 < 0"
+    drawing.text(left + width / 2, top - 16, title, 14, bold=True)
     for start, end, has_gradient in clip_zones(points):
         for zone_top, zone_height in ((top, height), (below, low_height)):
             drawing.rect(x(start), zone_top, x(end) - x(start), zone_height,
@@ -444,7 +457,7 @@ def _clip_panel(drawing, say, left, advantage):
     for zone_top, zone_height in ((top, height), (below, low_height)):
         drawing.rect(left, zone_top, width, zone_height, "none", LINE, 1, 0)
     # What the loss would be without the clip, and the four quadrants' border.
-    drawing.line([(x(0), y(0)), (x(RATIOS[-1]), y(-advantage * RATIOS[-1]))], LINE, 1.2, "3 4")
+    drawing.line([(x(0), y(0)), (x(LARGEST), y(-advantage * LARGEST))], LINE, 1.2, "3 4")
     drawing.line([(x(1), top), (x(1), top + height)], LINE, 1.2)
     drawing.line([(x(1), below), (x(1), below + low_height)], LINE, 1.2)
     drawing.line([(x(ratio), y(loss)) for ratio, loss, _ in points], BLUE, 2.5)
@@ -465,8 +478,8 @@ def _clip_panel(drawing, say, left, advantage):
         drawing.text(left - 8, slope_y(value), shown, 11, QUIET, "end")
     drawing.text(left + width / 2, below + low_height + 30, say("ratio ρ = π / π_old",
                                                                 "比率 ρ = π / π_old"), 12)
-    drawing.text(left, below - 14, say("gradient: ∂ loss / ∂ log π", "梯度：∂ 损失 / ∂ log π"), 12, ORANGE,
-                 "start")
+    drawing.text(left, below - 14, say("gradient: ∂ loss / ∂ log π", "梯度：∂ 损失 / ∂ log π"),
+                 12, ORANGE, "start")
     drawing.text(left, top - 16, say("loss", "损失"), 12, BLUE, "start")
     # One label in each quadrant: what a step downhill does to the token.
     if sign > 0:
@@ -522,7 +535,8 @@ def lambda_weights(say):
             drawing.text(x + pitch / 2, bottom + 12, str(k), 11, QUIET)
         for j, line in enumerate(notes.get(lam, "").splitlines()):
             drawing.text(left + width / 2, 130 + 16 * j, line, 12)
-    drawing.text(440, 264, say("k: so many rewards are taken as they were, then the critic is asked",
+    drawing.text(440, 264, say("k: so many rewards are taken as they were, "
+                               "then the critic is asked",
                                "k：先取这么多步的真实奖励，之后问价值模型"), 12, QUIET)
     drawing.text(440, 284, say("bars sum to 1: (1 − λ) λ^(k − 1), and the last takes the rest",
                                "各柱之和为 1：(1 − λ) λ^(k − 1)，最后一柱取余下的全部"), 12, QUIET)
@@ -572,10 +586,9 @@ def parent_of(method: str) -> str | None:
 def family(parent=None, depth=0) -> list[tuple[str, int]]:
     """Methods with their depth, each before its children."""
     children = [method for method in methods.METHODS if parent_of(method) == parent]
-    # GRPO, which has children of its own, comes last.
-    children.sort(key="grpo".__eq__)
     found = []
-    for method in children:
+    # GRPO, which has children of its own, comes last.
+    for method in sorted(children, key=lambda method: method == "grpo"):
         found += [(method, depth), *family(method, depth + 1)]
     return found
 
@@ -589,7 +602,7 @@ def methods_tree(say):
                              "每个 --method 相对其上级改变了什么"), 14, anchor="start", bold=True)
     drawing.rect(640, 17, 22, 16, PALE_ORANGE, ORANGE, 1.2, 4)
     drawing.text(670, 26, say("changed", "改变"), 12, anchor="start")
-    drawing.rect(760, 17, 22, 16, "white", "#d0d7de", 1.2, 4)
+    drawing.rect(760, 17, 22, 16, "white", PALE_LINE, 1.2, 4)
     drawing.text(790, 26, say("as above", "同上级"), 12, anchor="start")
     heads = {"baseline": say("advantage", "优势"), "loss": say("loss", "损失"),
              "aggregate": say("average", "平均"), "clip": say("clip of the ratio", "比率的裁剪"),
@@ -597,7 +610,7 @@ def methods_tree(say):
              "no_signal": say("all rewards equal", "全组奖励相同")}
     for c, head in enumerate(heads.values()):
         drawing.text(left + width * c + width / 2, 60, head, 12, QUIET)
-    drawing.line([(20, 76), (864, 76)], "#d0d7de")
+    drawing.line([(20, 76), (864, 76)], PALE_LINE)
     rows = {method: i for i, (method, _) in enumerate(order)}
     for method, depth in order:
         y, parent = top + pitch * rows[method] - 8, parent_of(method)
@@ -615,7 +628,8 @@ def methods_tree(say):
                 lines.append({"text": say(*MEANINGS[value]), "size": 11})
             drawing.box(left + width * c + 3, y, width - 6, height, *lines, size=12,
                         fill=PALE_ORANGE if is_new else "white",
-                        stroke=ORANGE if is_new else "#d0d7de", ink=GREY if parent and not is_new else INK)
+                        stroke=ORANGE if is_new else PALE_LINE,
+                        ink=GREY if parent and not is_new else INK)
     return drawing
 
 
@@ -676,7 +690,8 @@ def timeline(say):
         drawing.text(x + 89, (top + bottom) / 2 - 4, "θ", 14, BLUE, bold=True)
     braces = [
         (74, 136, GREEN, say("parallel", "并行")),
-        (146, 328, ORANGE, say("sequential: each token\nwaits for the one before;\nrows leave as they end",
+        (146, 328, ORANGE, say("sequential: each token\nwaits for the one before;\n"
+                               "rows leave as they end",
                                "串行：每个 token\n都要等前一个；\n结束的行先离开")),
         (410, 554, GREEN, say("parallel: all tokens\nin one pass", "并行：一遍算完\n所有 token")),
         (652, 864, GREEN, say("parallel within an update,\none update after another",
@@ -685,8 +700,10 @@ def timeline(say):
         drawing.line([(start, bottom + 6), (end, bottom + 6)], color, 3)
         for i, line in enumerate(words.splitlines()):
             drawing.text((start + end) / 2, bottom + 26 + 17 * i, line, 12, color)
-    drawing.text(20, 376, say("θ: an optimizer step. Scoring and updates need no KV cache: the answers are known.",
-                              "θ：优化器走一步。打分和更新不需要 KV 缓存：回答已经全部知道。"), 12, QUIET, "start")
+    drawing.text(20, 376, say("θ: an optimizer step. Scoring and updates need no KV cache: the "
+                              "answers are known.",
+                              "θ：优化器走一步。打分和更新不需要 KV 缓存：回答已经全部知道。"),
+                 12, QUIET, "start")
     return drawing
 
 

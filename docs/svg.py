@@ -10,7 +10,7 @@ FONTS = ("-apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', 'PingFang SC', 
          "'Microsoft YaHei', 'Noto Sans CJK SC', 'Noto Sans SC', sans-serif")
 CODE_FONTS = ("ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', "
               "'PingFang SC', 'Microsoft YaHei', 'Noto Sans CJK SC', monospace")
-INK, QUIET, LINE = "#1f2328", "#57606a", "#8c959f"
+INK, QUIET, LINE, PALE_LINE = "#1f2328", "#57606a", "#8c959f", "#d0d7de"
 BLUE, PALE_BLUE = "#0969da", "#ddf4ff"
 GREEN, PALE_GREEN = "#1a7f37", "#dafbe1"
 ORANGE, PALE_ORANGE = "#bc4c00", "#fff1e5"
@@ -77,7 +77,7 @@ class Drawing:
             f"<style>.code {{ font-family: {CODE_FONTS} }}</style>",
             "<defs>", *heads, "</defs>",
             f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8" '
-            'fill="#ffffff" stroke="#d0d7de"/>',
+            f'fill="#ffffff" stroke="{PALE_LINE}"/>',
             *self.shapes, "</svg>", ""])
 
 
