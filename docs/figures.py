@@ -39,8 +39,15 @@ SHAPES = {
 # What each function of a script is given, of these tensors.
 INPUTS = {
     "ppo": {"token_rewards": {"rewards", "old_logp", "ref_logp"},
-            "gae": {"rewards_t", "old_values"}},
-    "grpo": {"grpo_advantages": {"rewards"}}}
+            "gae": {"rewards_t", "old_values"},
+            "ppo_policy_loss": {"old_logp", "advantages"},
+            "value_loss": {"old_values", "returns"}},
+    "grpo": {"grpo_advantages": {"rewards"},
+             "grpo_loss": {"old_logp", "ref_logp", "advantages"}}}
+# tensor -> the model that computes it
+COMPUTED_BY = {
+    "ppo": {"old_logp": "policy", "ref_logp": "reference", "old_values": "critic"},
+    "grpo": {"old_logp": "policy", "ref_logp": "reference"}}
 # loss -> the models that its gradient reaches
 GRADIENTS = {
     "ppo": {"ppo_policy_loss": {"policy"}, "value_loss": {"critic"}},

@@ -57,35 +57,40 @@ def leaves(loss) -> set[int]:
 
 
 class Watched:
-    """One step of a script: `names` are the variables of its `main` when the step is logged."""
+    """One step of a script.
+
+    names: the variables of its `main` when the step is logged. given: a function -> its tensors by
+    the names of its parameters. reached: a loss -> what its gradient reaches. scored: the models
+    that scored the batch, with what came of it."""
 
     def __init__(self, script, monkeypatch):
         module, flags = RUNS[script]
-        self.names, self.given, self.reached = {}, {}, {}
-        log = Run.log
+        self.names, self.given, self.reached, self.scored = {}, {}, {}, []
+        log, score = Run.log, parallel.map_micro_batches
 
         def watched_log(run, *arguments):
             self.names = dict(sys._getframe(1).f_locals)
             return log(run, *arguments)
 
+        def watched_score(function, model, *arguments):
+            self.scored.append((model, score(function, model, *arguments)))
+            return self.scored[-1][1]
+
         monkeypatch.setattr(Run, "log", watched_log)
-        for name in FIGURES["INPUTS"].get(script, {}):
-            self.watch(monkeypatch, module, name, self.given)
-        for name in FIGURES["GRADIENTS"][script]:
-            self.watch(monkeypatch, module, name, self.reached)
+        monkeypatch.setattr(parallel, "map_micro_batches", watched_score)
+        for name in FIGURES["INPUTS"].get(script, {}) | FIGURES["GRADIENTS"][script]:
+            self.watch(monkeypatch, module, name)
         module.main(f"{flags} {COMMON} figure_{script}".split())
 
-    def watch(self, monkeypatch, module, name, notes):
-        """Note a function's tensors, or what the gradient of its result reaches."""
+    def watch(self, monkeypatch, module, name):
         function = getattr(module, name)
 
         def watched(*arguments, **named):
             result = function(*arguments, **named)
-            if notes is self.given:
-                given = inspect.signature(function).bind(*arguments, **named).arguments
-                notes[name] = [x for x in given.values() if isinstance(x, torch.Tensor)]
-            else:
-                notes[name] = leaves(result[0])
+            given = inspect.signature(function).bind(*arguments, **named).arguments
+            self.given[name] = {k: x for k, x in given.items() if isinstance(x, torch.Tensor)}
+            if name.endswith("_loss"):
+                self.reached[name] = leaves(result[0])
             return result
         monkeypatch.setattr(module, name, watched)
 
@@ -149,12 +154,81 @@ def test_gradients_go_where_the_dashed_arrows_go(steps, script):
 
 
 @pytest.mark.parametrize("script", FIGURES["INPUTS"])
-def test_functions_are_given_what_the_arrows_bring(steps, script):
-    names = steps[script].names
+def test_functions_are_given_what_the_figure_s_data_say(steps, script):
+    step, tensors = steps[script], FIGURES["SHAPES"][script].keys() - {"mask"}
     for function, inputs in FIGURES["INPUTS"][script].items():
-        given = {name for name in FIGURES["SHAPES"][script]
-                 if any(names[name] is x for x in steps[script].given[function])}
-        assert given - {"mask"} == inputs, function
+        given = step.given[function]
+        if function in FIGURES["GRADIENTS"][script]:
+            # Of a micro-batch, so not main's own; the parameters have their names.
+            found = given.keys() & tensors
+        else:
+            found = {name for name in tensors
+                     if any(step.names[name] is x for x in given.values())}
+        assert found == inputs, function
+    owner = {id(model): name for name, model in step.models().items()}
+    found = {name: owner[id(model)] for model, result in step.scored for name in tensors
+             if step.names[name] is result}
+    assert found == FIGURES["COMPUTED_BY"][script]
+    if script == "ppo":
+        # What the reward model gave is in `rewards`, where the answers have ended.
+        [scores] = [x for model, x in step.scored if owner[id(model)] == "reward model"]
+        ended = step.names["rollout"].finished
+        assert torch.equal(step.names["rewards"][ended], scores[ended]) and ended.any()
+
+
+def drawn_arrows(script) -> tuple[set, set]:
+    """The arrows of a script's panel as (from, to), by the first words in their boxes: those of
+    data, and those of gradients."""
+    root = ElementTree.parse(ROOT / "docs" / "figures" / "models.svg").getroot()
+    panels, boxes, arrows = [], [], []
+    for shape in root:
+        at = shape.attrib
+        if shape.tag.endswith("rect"):
+            x, y, width, height = (float(at[k]) for k in ("x", "y", "width", "height"))
+            is_panel = at["fill"] == "none"
+            (panels if is_panel else boxes).append([(x, y, x + width, y + height), None])
+        elif shape.tag.endswith("text") and boxes and boxes[-1][1] is None:
+            boxes[-1][1] = shape.text
+        elif shape.tag.endswith("polyline"):
+            points = [tuple(map(float, p.split(","))) for p in at["points"].split()]
+            arrows.append((points[0], points[-1], "stroke-dasharray" in at))
+    assert len(panels) == 3
+    panel = panels[["ppo", "grpo", "dpo"].index(script)][0]
+
+    def box_at(x, y):
+        [name] = [name for box, name in boxes[1:]
+                  if inside((x, y, x, y), (box[0] - 2, box[1] - 2, box[2] + 2, box[3] + 2))]
+        return name
+    data, gradients = set(), set()
+    for start, end, is_gradient in arrows:
+        if inside((*start, *start), panel):
+            (gradients if is_gradient else data).add((box_at(*start), box_at(*end)))
+    return data, gradients
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_the_arrows_are_the_figure_s_data(script):
+    data, gradients = drawn_arrows(script)
+    # The actor is the policy; rewards_t is in the box of what computes it.
+    boxes = {"policy (actor)": "policy", "token_rewards": "rewards_t"}
+    names = FIGURES["SHAPES"][script].keys()
+    for function, inputs in FIGURES["INPUTS"].get(script, {}).items():
+        into = {boxes.get(start, start) for start, end in data if end == function}
+        assert into == inputs, function
+    computed = {end: boxes.get(start, start) for start, end in data
+                if end in names and boxes.get(start, start) in FIGURES["LEARNS"][script]}
+    if script == "ppo":
+        assert computed.pop("rewards") == "reward model"
+    if script == "dpo":
+        assert computed == {"logp": "policy", "ref_logp": "reference"}
+    else:
+        assert computed == FIGURES["COMPUTED_BY"][script]
+    expected = {(loss, model) for loss, models in FIGURES["GRADIENTS"][script].items()
+                for model in models}
+    assert {(loss, boxes.get(model, model)) for loss, model in gradients} == expected
+    # All models that score are given the tokens.
+    scoring = {boxes.get(end, end) for start, end in data if start == "tokens, mask"}
+    assert scoring - {"verifier"} == set(FIGURES["LEARNS"][script])
 
 
 # -------------------------------------------------------------------------- one row and one cache
