@@ -281,10 +281,10 @@ def row_tensors() -> dict:
 def row(say):
     drawing = Drawing(880, 624, say("One row of tokens, and the KV cache", "一行 tokens 与 KV 缓存"))
     _tokens(drawing, say)
-    drawing.line([(20, 396), (860, 396)], PALE_LINE)
-    drawing.text(20, 418, say("Two rows in tokens: the answer follows its prompt",
+    drawing.line([(20, 404), (860, 404)], PALE_LINE)
+    drawing.text(20, 423, say("Two rows in tokens: the answer follows its prompt",
                               "tokens 中的两行：回答紧接提示词"), 13, anchor="start", bold=True)
-    drawing.text(460, 418, say("The same in the KV cache: a column is a step",
+    drawing.text(460, 423, say("The same in the KV cache: a column is a step",
                                "KV 缓存中的同样两行：一列是一步"), 13, anchor="start", bold=True)
     _grid(drawing, say, 20, IN_TOKENS, in_cache=False)
     _grid(drawing, say, 460, IN_CACHE, in_cache=True)
@@ -345,10 +345,12 @@ def _tokens(drawing, say):
                         {"text": str(number) if name == "mask" else _shown(number), "code": True},
                         fill=PALE_BLUE if is_action else "white", stroke=PALE_LINE,
                         ink=INK if is_action else LINE, size=11)
-    drawing.text(20, 372, say("Holes are skipped: no gradient, reward or discount. "
+    drawing.text(20, 370, say("Holes are skipped: no gradient, reward or discount. "
                               "The last action, the stop token, earns the score, 1.",
                               "空洞一律跳过：没有梯度、没有奖励、不折扣。"
                               "得分 1 记在最后一个动作，即结束符上。"), 13, QUIET, "start")
+    drawing.text(20, 388, f"rewards: β = {BETA:g};  advantages: γ = {GAMMA:g}, λ = {LAMBDA:g}", 12,
+                 QUIET, "start", code=True)
 
 
 def cache_cells(rows: list[str]) -> list[list[tuple]]:
