@@ -3,20 +3,24 @@
     python ladder/curves.py              runs what results.csv lacks, then draws
     python ladder/curves.py --figures    draws from the CSV files: no runs
 
-Writes ladder/steps.csv (a row a step), ladder/results.csv (a row a run) and ladder/curves.png. All
-runs start from the same runs/sft: seeds differ in problems and samples. Forty runs, about a minute
-each on one core.
+Writes ladder/steps.csv (a row a step), results.csv (a row a run), baseline.csv (see rung 2) and
+curves.png. All runs start from the same runs/sft: seeds differ in problems and samples. Forty runs,
+about a minute each on one core.
 """
 import csv
 import importlib
 import sys
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from support.ladder import RUNGS, read_results
+import torch
+
+from rollout import generate, token_log_probs
+from support.ladder import RUNGS, check_answers, load_sft, make_prompts, noise_of, read_results
+from support.models import torch_rng
 from support.plot import read_csv, save_figure
 
 FOLDER = ROOT / "ladder"
@@ -24,6 +28,7 @@ SEEDS = range(5)
 # The first rung once more, with 1 added to every reward.
 SHIFTED = "1_reinforce, R + 1"
 CURVES = (RUNGS[0], SHIFTED, *RUNGS[1:])
+SHOWN_STEPS = (5, 10, 15)
 
 
 def run(name: str, seed: int):
@@ -64,27 +69,72 @@ def run_what_is_missing() -> None:
                 name: x and f"{x:.4g}" for name, x in log.result.items()})
 
 
+def measure_baseline(n: int = 256) -> None:
+    """baseline.csv: of right and of wrong answers of the SFT model, the mean squared length of
+    ∇ Σ_t log π, and how many they are. One backward pass for each answer."""
+    policy, tokenizer = load_sft()
+    parameters = list(policy.parameters())
+    rollout = generate(policy, make_prompts(tokenizer, n, 0, 0), 32, tokenizer.stop_ids,
+                       generator=torch_rng(0, 0, "ladder baseline"))
+    lengths = {0.0: [], 1.0: []}
+    for row, reward in enumerate(check_answers(rollout, tokenizer).tolist()):
+        tokens, mask = (x[row:row + 1, :rollout.lengths[row]]
+                        for x in (rollout.tokens, rollout.mask))
+        logp = token_log_probs(policy, tokens, mask).sum()
+        gradient = torch.autograd.grad(logp, parameters)
+        lengths[reward].append(sum(g.square().sum().item() for g in gradient))
+    for reward, values in lengths.items():
+        append(FOLDER / "baseline.csv", {"reward": int(reward), "answers": len(values),
+                                         "squared_length": f"{mean(values):.4g}"})
+
+
+def best_baseline() -> float:
+    """The constant b that makes the variance of (R - b) Σ_t ∇log π the smallest: E[R x] / E[x], x
+    the squared length of Σ_t ∇log π. Its derivative by b, -2 E[(R - b) x], is 0 there."""
+    wrong, right = (int(row["answers"]) * float(row["squared_length"])
+                    for row in read_csv(FOLDER / "baseline.csv"))
+    return right / (right + wrong)
+
+
+def accuracies() -> dict[str, dict[int, list[float]]]:
+    """Of each curve, at each step, the accuracies of all seeds."""
+    found = {name: {} for name in CURVES}
+    for row in read_csv(FOLDER / "steps.csv"):
+        at_step = found[row["rung"]].setdefault(int(row["step"]), [])
+        at_step.append(float(row["accuracy"]))
+    return found
+
+
+def table_rows() -> list[str]:
+    """The rows of the table in README.md: accuracy after so many steps, noise of the gradient."""
+    lines = []
+    for name, at in accuracies().items():
+        cells = [f"{mean(at[step]):.2f}" for step in SHOWN_STEPS[:-1]]
+        last = at[SHOWN_STEPS[-1]]
+        cells.append(f"{mean(last):.2f} ± {stdev(last):.2f}")
+        noise = noise_of([row for row in read_results() if row["rung"] == name])
+        cells.append("" if noise is None else f"{noise:.0f}")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return lines
+
+
 def draw(folder: Path = FOLDER) -> None:
     """curves.png, from steps.csv alone: of each rung the mean of its seeds, and all within the
     band."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    rows = read_csv(FOLDER / "steps.csv")
+    found = accuracies()
+    means = {name: [(step, mean(values)) for step, values in at.items()]
+             for name, at in found.items()}
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharex=True, sharey=True,
                                 layout="constrained")
-    means, bands = {}, {}
-    for name in CURVES:
-        at = {}
-        for row in rows:
-            if row["rung"] == name:
-                at.setdefault(int(row["step"]), []).append(float(row["accuracy"]))
-        means[name] = [(step, mean(values)) for step, values in at.items()]
-        bands[name] = (list(at), [min(v) for v in at.values()], [max(v) for v in at.values()])
     for i, (axis, name) in enumerate(zip(axes.flat, CURVES)):
         for other in CURVES:
             axis.plot(*zip(*means[other]), color="0.8", linewidth=1)
-        axis.fill_between(*bands[name], color=f"C{i}", alpha=0.2, linewidth=0)
+        at = found[name]
+        axis.fill_between(list(at), list(map(min, at.values())), list(map(max, at.values())),
+                          color=f"C{i}", alpha=0.2, linewidth=0)
         axis.plot(*zip(*means[name]), color=f"C{i}", linewidth=2.5)
         axis.set(ylim=(0, 1), xlim=(0, None))
         axis.set_title(name, fontsize=11)
@@ -93,7 +143,7 @@ def draw(folder: Path = FOLDER) -> None:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy of sampled answers")
-    save_figure(figure, folder / "curves.png", [rows, CURVES, draw], dpi=85)
+    save_figure(figure, folder / "curves.png", [found, CURVES, draw], dpi=85)
     plt.close(figure)
 
 
@@ -102,4 +152,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     if not sys.argv[1:]:
         run_what_is_missing()
+        if not (FOLDER / "baseline.csv").exists():
+            measure_baseline()
     draw()

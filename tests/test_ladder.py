@@ -65,7 +65,7 @@ def test_a_rung_is_short_and_imports_no_mathematics(file):
     assert not imported & {"losses", "advantages", "methods"}
 
 
-@pytest.mark.parametrize("before, after", zip(FILES, FILES[1:]), ids=ladder.RUNGS[1:])
+@pytest.mark.parametrize("before, after", list(zip(FILES, FILES[1:])), ids=ladder.RUNGS[1:])
 def test_few_lines_of_a_rung_are_new(before, after):
     assert 0 < len(new_lines(before, after)) <= 25
 
@@ -78,7 +78,8 @@ def x():
     prompts and answers of different lengths."""
     generator = torch.Generator().manual_seed(0)
     B, T = 16, 9
-    start, end = torch.randint(1, 4, (B,), generator=generator), torch.randint(5, 10, (B,))
+    start = torch.randint(1, 4, (B,), generator=generator)
+    end = torch.randint(5, 10, (B,), generator=generator)
     column = torch.arange(T)
     mask = (column >= start[:, None]) & (column < end[:, None])
 
@@ -95,7 +96,7 @@ def same(loss, expected, inputs):
     """Two losses, and their gradients by the same inputs."""
     torch.testing.assert_close(loss, expected)
     found = torch.autograd.grad(loss, inputs)
-    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs))
+    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, retain_graph=True))
     assert all(gradient.abs().max() > 1e-3 for gradient in found)
 
 
@@ -161,11 +162,10 @@ def test_grpo(x):
 
 
 def test_dpo():
-    logp, ref_logp = -3 * torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0))
+    logp, ref_logp = -30 * torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0))
     logp.requires_grad_()
     expected, _ = losses.dpo_loss(*logp, *ref_logp, beta=DPO.BETA)
-    same(DPO.policy_loss(10 * logp, 10 * ref_logp),
-         losses.dpo_loss(*(10 * logp), *(10 * ref_logp), beta=DPO.BETA)[0], [logp])
+    same(DPO.policy_loss(logp, ref_logp), expected, [logp])
 
 
 # ------------------------------------------------------------------ the same gradient, in its loop
@@ -173,23 +173,28 @@ def test_dpo():
 @pytest.fixture
 def tiny(monkeypatch):
     """Every rung from a tiny random model, whose answers are right by chance. -> a function that
-    takes one step of a rung, and gives its policy and critic with their gradients, the start, the
+    takes a step of a rung, and gives its policy and critic with their gradients, the start, the
     reward model, and every call of its policy_loss."""
     torch.manual_seed(0)
     tokenizer = builtin_tokenizer()
     start = Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64))
     reward_model = ScalarModel(start).requires_grad_(False)
     reward_model.score.weight.normal_()
-    found = {"start": start, "reward_model": reward_model, "tokenizer": tokenizer, "calls": []}
+    found = {"start": start, "reward_model": reward_model, "tokenizer": tokenizer,
+             "calls": [], "tokens": []}
 
     class QuietLog:
         def __init__(self, file, policy, tokenizer):
             found["policy"] = policy
 
-        def add(self, *arguments):
+        def add(self, step, rollout=None, rewards=None):
+            found["tokens"].append(rollout and rollout.tokens)
+
+        def add_noise(self, loss, logp):
             pass
 
-        add_noise = finish = add
+        def finish(self, steps):
+            found["steps"] = steps
 
     def critic_of(policy):
         found["critic"] = ScalarModel(policy)
@@ -197,7 +202,7 @@ def tiny(monkeypatch):
         found["first_critic"] = copy.deepcopy(found["critic"])
         return found["critic"]
 
-    def take_step(rung, **constants):
+    def take_step(rung, steps=1, **constants):
         settings = {"load_sft": lambda: (copy.deepcopy(start), tokenizer), "Log": QuietLog,
                     "ANSWERS": 16, "MAX_NEW_TOKENS": 8, "OFFSET": 0.25, "CRITIC_STEPS": 0,
                     "EPOCHS": 1, "check_answers": right_by_chance, "ScalarModel": critic_of,
@@ -211,7 +216,7 @@ def tiny(monkeypatch):
             found["calls"].append([argument.detach().clone() for argument in arguments])
             return policy_loss(*arguments)
         monkeypatch.setattr(rung, "policy_loss", recorded)
-        rung.train(seed=3, steps=1)
+        rung.train(seed=3, steps=steps)
         return found
     return take_step
 
@@ -292,19 +297,24 @@ def test_first_the_critic_learns_alone(tiny, rung):
 
 
 def test_the_penalty_of_rlhf_is_the_distance_to_the_start(tiny, monkeypatch):
-    """In a second step the policy has moved, the reference has not."""
+    """In a second step the policy has moved, and the reference has not."""
     seen = []
     estimate = RLHF.estimate_advantages
-    monkeypatch.setattr(RLHF, "estimate_advantages",
-                        lambda *arguments: seen.append(arguments) or estimate(*arguments))
-    train = RLHF.train
-    monkeypatch.setattr(RLHF, "train", lambda seed, steps: train(seed, steps=2))
-    found = tiny(RLHF, LR=1e-2)
-    (_, first, _, _), (_, second, _, mask) = seen
+
+    def recorded(scores, penalties, values, mask):
+        seen.append((penalties, mask))
+        return estimate(scores, penalties, values, mask)
+    monkeypatch.setattr(RLHF, "estimate_advantages", recorded)
+    found = tiny(RLHF, steps=2, LR=1e-2)
+    (first, _), (second, mask) = seen
     assert first.abs().max() == 0
-    assert found["calls"][1][1].shape == mask.shape
+    _, (_, old_logp, _, _) = found["calls"]
     prompts = ladder.make_prompts(found["tokenizer"], 16, 3, 1)
-    assert second.abs().max() > 0.05 * RLHF.KL_COEF and len(prompts) == len(second)
+    tokens = found["tokens"][1]
+    assert tokens[0, :len(prompts[0])].tolist() == prompts[0]
+    ref_logp = token_log_probs(found["start"], tokens, mask).detach()
+    torch.testing.assert_close(second, RLHF.KL_COEF * (old_logp - ref_logp))
+    assert second.abs().max() > 0.01
 
 
 def test_a_step_of_dpo(tiny, monkeypatch):
