@@ -131,8 +131,8 @@ def check_gae(gae) -> str:
         compare("returns", returns, expected_returns, {
             "your returns are sums of rewards: the critic's target is A + V":
                 advantages.discounted_returns(rewards, mask, 0.9),
-            "your returns are A - V: since A estimates the return minus V, add V": expected - values,
-        }))
+            "your returns are A - V: since A estimates the return minus V, add V":
+                expected - values}))
 
 
 def check_grpo_advantages(grpo_advantages) -> str:
@@ -148,7 +148,8 @@ def check_grpo_advantages(grpo_advantages) -> str:
             (centred / (biased + 1e-4)).flatten(),
         "your groups are every fourth answer, but those of a group are consecutive":
             advantages.grpo_advantages(rewards.view(4, 4).T.flatten(), 4).view(4, 4).T.flatten()})
-    if not message or not isinstance(found, torch.Tensor) or found.shape != rewards.shape:
+    is_known = not message.startswith("A")
+    if is_known or not isinstance(found, torch.Tensor) or found.shape != rewards.shape:
         return message
     if found.isnan().any():
         return "A is nan where all rewards of a group are equal: add 1e-4 to the standard deviation"
@@ -217,7 +218,8 @@ def check_dpo_loss(dpo_loss) -> str:
     def loss_of(h):
         return -torch.nn.functional.logsigmoid(h).mean()
     message = compare("your loss", dpo_loss(*logp, 0.3), expected, {
-        "the reference has no effect: compare with its log-probs": loss_of(0.3 * (chosen - rejected)),
+        "the reference has no effect: compare with its log-probs":
+            loss_of(0.3 * (chosen - rejected)),
         "chosen and rejected are exchanged": loss_of(-0.3 * h),
         "β has no effect": loss_of(h),
         "β belongs inside of σ": 0.3 * loss_of(h),

@@ -21,21 +21,21 @@ def token_log_probs(model, tokens, mask):
 
 
 def gae(rewards, values, mask, gamma, lam):
-    """Generalised advantage estimation. Three of (B, T) -> advantages, returns (B, T), 0 off the mask
+    """Generalised advantage estimation. (B, T) twice -> advantages, returns (B, T)
 
         δ_t = r_t + γ V(s_{t+1}) - V(s_t)       after a row's last action, V(s_{t+1}) is 0
         A_t = δ_t + γ λ A_{t+1}
         returns = A + V
 
     values[b, t] is V(s_t), the value before token t. Here t + 1 is the row's next *action*: what is
-    off the mask is skipped, as if it were not there."""
+    off the mask is skipped, as if it were not there. Both results are 0 off the mask."""
     raise NotImplementedError
 
 
 def grpo_advantages(rewards, group_size):
     """A_i = (r_i - mean) / (std + 1e-4), both of the answer's group. (B,) -> (B,)
 
-    The answers of a group are consecutive. std is the unbiased one: it divides by group_size - 1."""
+    The answers of a group are consecutive. std is unbiased: it divides by group_size - 1."""
     raise NotImplementedError
 
 

@@ -94,7 +94,7 @@ def gradient_noise(policy, loss, logp) -> tuple[float, float]:
 
 
 class Log:
-    """What a rung measures and prints. `steps` and `result` are rows of the CSV files in ladder/."""
+    """What a rung measures and prints; `steps` and `result` are rows of CSV files in ladder/."""
 
     def __init__(self, file: str, policy, tokenizer):
         self.rung = Path(file).stem
