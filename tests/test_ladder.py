@@ -398,3 +398,25 @@ def test_the_figure_is_drawn_from_the_csv_files(tmp_path):
     found, drawn = (Image.open(folder / "curves.png").text["Sources"]
                     for folder in (ROOT / "ladder", tmp_path))
     assert found == drawn, "draw it anew: python ladder/curves.py --figures"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_page_s_diffs_are_the_files(page):
+    """In each section's diff, what is added is a new line of its rung, and what goes was there."""
+    text = page.read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\d)\..*?```diff\n(.*?)```", text, re.M | re.S)
+    assert [number for number, _ in sections] == list("1234567")
+    for number, diff in sections:
+        i = int(number) - 1
+        mine = code_lines(FILES[i])
+        before = code_lines(FILES[i - 1]) if i else []
+        for line in diff.strip().split("\n"):
+            sign, code = line[0], line[1:]
+            assert (code in mine, code in before) == (sign == "+", sign == "-"), (number, line)
+
+
+def test_both_languages_have_the_same_blocks():
+    english, chinese = (
+        re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S)
+        for page in PAGES)
+    assert len(english) > 15 and english == chinese
