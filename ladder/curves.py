@@ -29,6 +29,8 @@ SEEDS = range(5)
 SHIFTED = "1_reinforce, R + 1"
 CURVES = (RUNGS[0], SHIFTED, *RUNGS[1:])
 SHOWN_STEPS = (5, 10, 15)
+# None of them grey, which the other curves of a panel are.
+COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C9")
 
 
 def run(name: str, seed: int):
@@ -129,21 +131,21 @@ def draw(folder: Path = FOLDER) -> None:
              for name, at in found.items()}
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), sharex=True, sharey=True,
                                 layout="constrained")
-    for i, (axis, name) in enumerate(zip(axes.flat, CURVES)):
+    for axis, name, color in zip(axes.flat, CURVES, COLORS):
         for other in CURVES:
             axis.plot(*zip(*means[other]), color="0.8", linewidth=1)
         at = found[name]
         axis.fill_between(list(at), list(map(min, at.values())), list(map(max, at.values())),
-                          color=f"C{i}", alpha=0.2, linewidth=0)
-        axis.plot(*zip(*means[name]), color=f"C{i}", linewidth=2.5)
-        axis.set(ylim=(0, 1), xlim=(0, None))
+                          color=color, alpha=0.2, linewidth=0)
+        axis.plot(*zip(*means[name]), color=color, linewidth=2.5)
+        axis.set(ylim=(0, 1), xlim=(0, SHOWN_STEPS[-1]), xticks=(0, *SHOWN_STEPS))
         axis.set_title(name, fontsize=11)
         axis.grid(alpha=0.3)
     for axis in axes[-1]:
         axis.set_xlabel("step")
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy of sampled answers")
-    save_figure(figure, folder / "curves.png", [found, CURVES, draw], dpi=85)
+    save_figure(figure, folder / "curves.png", [found, CURVES, COLORS, draw], dpi=85)
     plt.close(figure)
 
 

@@ -1,6 +1,7 @@
 """What the rungs of ladder/ share and none of them is about: the models they start from, problems,
 the check of answers, and a log of what changed against the rung before.
 """
+import math
 import time
 from pathlib import Path
 from statistics import mean
@@ -147,10 +148,13 @@ def read_results() -> list[dict]:
 
 
 def noise_of(rows: list[dict]) -> float | None:
-    """The noise scale of some runs: mean variance / mean signal, None where nothing was sampled."""
+    """The noise scale of some runs: mean variance / mean signal, None where it was not measured."""
     if rows[0]["variance"] == "":
         return None
-    return mean(float(row["variance"]) for row in rows) / mean(float(row["signal"]) for row in rows)
+    variance = mean(float(row["variance"]) for row in rows)
+    signal = mean(float(row["signal"]) for row in rows)
+    # An estimate of a signal that is lost in the noise may be below 0.
+    return variance / signal if signal > 0 else math.inf
 
 
 def summary(rung: str, rows: list[dict]) -> str:

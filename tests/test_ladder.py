@@ -6,6 +6,7 @@ import csv
 import difflib
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -365,6 +366,38 @@ def test_gradient_noise_of_known_gradients():
         ((g.mean(0) ** 2).sum() - part_variance / 8).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("rung", [BASELINE, GRPO], ids=lambda rung: rung.__name__)
+def test_a_run_says_what_changed_and_leaves_a_picture(rung, place, tmp_path, monkeypatch, capsys):
+    shutil.copytree(place / "sft", tmp_path / "runs" / "sft")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ladder, "EVAL_PROBLEMS", 8)
+    for name, value in {"ANSWERS": 16, "EPOCHS": 1}.items():
+        if hasattr(rung, name):
+            monkeypatch.setattr(rung, name, value)
+    log = rung.train(steps=6)
+    out = capsys.readouterr().out
+    assert [row["step"] for row in log.steps] == list(range(7))
+    assert re.findall(r"^step (\d+)  accuracy [\d.]+", out, re.M) == ["0", "5"]
+    before, this = out.split("\n")[-4:-2]
+    assert before.startswith(ladder.RUNGS[ladder.RUNGS.index(rung.__name__) - 1])
+    assert this.startswith(rung.__name__) and this.endswith("this run")
+    assert (tmp_path / "runs" / "ladder" / f"{rung.__name__}.png").stat().st_size > 1000
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["ladder", "sft"]
+
+
+def test_the_noise_is_measured_once():
+    """At the first update, and of the policy as it is then."""
+    policy = torch.nn.Linear(1, 2, bias=False)
+    log = ladder.Log("x/2_baseline.py", policy, None)
+    noises = []
+    for scale in (1.0, 5.0):
+        g = torch.randn(16, 2, generator=torch.Generator().manual_seed(0)) + 1
+        logp = scale * g @ policy.weight
+        log.add_noise(logp.mean(), logp)
+        noises.append(log.noise)
+    assert log.rung == "2_baseline" and noises[0] == noises[1]
+
+
 # ------------------------------------------------------------------------------------- the page
 
 def test_the_page_s_table_is_of_the_csv_files():
@@ -378,10 +411,24 @@ def test_the_page_s_table_is_of_the_csv_files():
 def test_the_page_s_numbers_are_the_table_s(page):
     text = page.read_text(encoding="utf-8")
     numbers = set(re.findall(r"\d+\.\d+", "\n".join(curves.table_rows())))
-    constants = {str(getattr(rung, name)) for rung in (RLHF, GRPO, DPO)
-                 for name in ("KL_COEF", "LAM", "CLIP", "BETA") if hasattr(rung, name)}
-    prose = re.sub(r"`[^`]*`|\([^)]*\)|^ {4}.*", "", text, flags=re.M)
-    assert set(re.findall(r"(?<![\d:.])\d+\.\d+", prose)) <= numbers | constants
+    prose = re.sub(r"`[^`]*`|https://[^)]*|eq. 2.9|式 2.9|^ {4}.*", "", text, flags=re.M)
+    rewards = [row for row in curves.read_csv(ROOT / "ladder" / "baseline.csv")]
+    wrong, right = (int(row["answers"]) for row in rewards)
+    numbers |= {f"{curves.best_baseline():.2f}", f"{right / (wrong + right):.2f}"}
+    assert set(re.findall(r"\d+\.\d+", prose)) <= numbers
+    for row in rewards:
+        assert f" {row['squared_length']}" in prose
+
+
+def test_the_best_baseline_makes_the_variance_smallest():
+    (n_wrong, x_wrong), (n_right, x_right) = (
+        (int(row["answers"]), float(row["squared_length"]))
+        for row in curves.read_csv(ROOT / "ladder" / "baseline.csv"))
+
+    def second_moment(b):
+        return n_right * (1 - b) ** 2 * x_right + n_wrong * (0 - b) ** 2 * x_wrong
+    b = curves.best_baseline()
+    assert second_moment(b) < min(second_moment(b - 1e-3), second_moment(b + 1e-3))
 
 
 def test_every_rung_has_as_many_runs():
