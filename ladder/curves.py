@@ -3,9 +3,9 @@
     python ladder/curves.py              runs what results.csv lacks, then draws
     python ladder/curves.py --figures    draws from the CSV files: no runs
 
-Writes ladder/steps.csv (a row a step), results.csv (a row a run), baseline.csv (see rung 2) and
-curves.png. All runs start from the same runs/sft: seeds differ in problems and samples. Forty runs,
-about a minute each on one core.
+Writes ladder/steps.csv (a row a step), results.csv (a row a run), noise.csv (the noise of each
+gradient), baseline.csv (see rung 2) and curves.png. All runs start from the same runs/sft: seeds
+differ in problems and samples. Forty runs, about a minute each on one core.
 """
 import csv
 import importlib
@@ -28,6 +28,10 @@ SEEDS = range(5)
 # The first rung once more, with 1 added to every reward.
 SHIFTED = "1_reinforce, R + 1"
 CURVES = (RUNGS[0], SHIFTED, *RUNGS[1:])
+# The noise of the gradient is measured on more answers than a step has, and with a better critic.
+NOISE_ANSWERS = 512
+NOISE_CRITIC_STEPS = 10
+NOISE_SEEDS = range(2)
 SHOWN_STEPS = (5, 10, 15)
 # None of them grey, which the other curves of a panel are.
 COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C9")
@@ -35,13 +39,20 @@ COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C9")
 
 def run(name: str, seed: int):
     """One rung from its start to its end. -> its log"""
-    module = importlib.import_module(name.partition(",")[0])
-    if name == SHIFTED:
-        module.OFFSET = 1.0
-    log = module.train(seed)
-    if name == SHIFTED:
-        module.OFFSET = 0.0
-    return log
+    rung = importlib.import_module(name.partition(",")[0])
+    rung.OFFSET = 1.0 if name == SHIFTED else 0.0
+    return rung.train(seed)
+
+
+def first_update(name: str, seed: int):
+    """A rung's first update of the policy, of many answers. -> its log
+
+    A critic has learned before, for NOISE_CRITIC_STEPS steps."""
+    rung = importlib.import_module(name.partition(",")[0])
+    rung.OFFSET = 1.0 if name == SHIFTED else 0.0
+    has_critic = hasattr(rung, "critic_loss")
+    rung.ANSWERS, rung.CRITIC_STEPS = NOISE_ANSWERS, NOISE_CRITIC_STEPS
+    return rung.train(seed, 1 + NOISE_CRITIC_STEPS * has_critic)
 
 
 def append(file: Path, row: dict) -> None:
@@ -69,6 +80,30 @@ def run_what_is_missing() -> None:
                     "reward": f"{row['reward']:.4g}" if "reward" in row else ""})
             append(FOLDER / "results.csv", key | {
                 name: x and f"{x:.4g}" for name, x in log.result.items()})
+
+
+def measure_noise() -> None:
+    """noise.csv: variance and signal of each rung's gradient, at the SFT model."""
+    done = {(row["rung"], int(row["seed"])) for row in read_noise()}
+    for seed in NOISE_SEEDS:
+        for name in CURVES[:-1]:
+            if (name, seed) not in done:
+                print(f"\n{name}, noise, seed {seed}", flush=True)
+                result = first_update(name, seed).result
+                append(FOLDER / "noise.csv", {
+                    "rung": name, "seed": seed, "variance": f"{result['variance']:.4g}",
+                    "signal": f"{result['signal']:.4g}"})
+
+
+def read_noise() -> list[dict]:
+    file = FOLDER / "noise.csv"
+    return read_csv(file) if file.exists() else []
+
+
+def noise(name: str) -> float | None:
+    """The noise scale of a rung's gradient, None of DPO, which has no rewards."""
+    rows = [row for row in read_noise() if row["rung"] == name]
+    return noise_of(rows) if rows else None
 
 
 def measure_baseline(n: int = 256) -> None:
@@ -114,8 +149,7 @@ def table_rows() -> list[str]:
         cells = [f"{mean(at[step]):.2f}" for step in SHOWN_STEPS[:-1]]
         last = at[SHOWN_STEPS[-1]]
         cells.append(f"{mean(last):.2f} ± {stdev(last):.2f}")
-        noise = noise_of([row for row in read_results() if row["rung"] == name])
-        cells.append("" if noise is None else f"{noise:.0f}")
+        cells.append("" if noise(name) is None else f"{noise(name):.0f}")
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return lines
 
@@ -154,6 +188,7 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     if not sys.argv[1:]:
         run_what_is_missing()
+        measure_noise()
         if not (FOLDER / "baseline.csv").exists():
             measure_baseline()
     draw()

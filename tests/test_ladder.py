@@ -385,6 +385,20 @@ def test_a_run_says_what_changed_and_leaves_a_picture(rung, place, tmp_path, mon
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["ladder", "sft"]
 
 
+def test_what_is_missing_is_trained_first(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def train(arguments):
+        calls.append(arguments)
+        shutil.copytree(place / "sft", tmp_path / "runs" / "sft", dirs_exist_ok=True)
+    for _ in range(2):
+        found = ladder.find_trained("runs/sft", train)
+        assert (found / "config.json").is_file()
+    assert calls == [["--out", "runs/sft", "--device", "cpu"]]
+    assert "training it first" in capsys.readouterr().out
+
+
 def test_the_noise_is_measured_once():
     """At the first update, and of the policy as it is then."""
     policy = torch.nn.Linear(1, 2, bias=False)
@@ -467,3 +481,23 @@ def test_both_languages_have_the_same_blocks():
         re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S)
         for page in PAGES)
     assert len(english) > 15 and english == chinese
+
+
+def test_what_the_page_says_of_the_numbers():
+    after = {name: {step: sum(values) / len(values) for step, values in at.items()}
+             for name, at in curves.accuracies().items()}
+    noise = {name: curves.noise(name) for name in curves.CURVES}
+    first, shifted, baseline, critic, ppo, rlhf, grpo, dpo = curves.CURVES
+    assert after[baseline][15] < after[first][15] and noise[baseline] > 2 * noise[first]
+    assert noise[shifted] > 2 * max(noise[name] for name in (first, baseline, critic, ppo, grpo))
+    assert noise[critic] < noise[baseline] < noise[grpo]
+    assert after[critic][15] <= after[baseline][15] and after[ppo][10] > after[critic][10]
+    assert all(after[grpo][5] >= at[5] for at in after.values())
+    assert all(after[dpo][15] <= at[15] for at in after.values())
+
+
+def test_local_links_resolve():
+    for page in PAGES:
+        links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+        local = [link for link in links if "://" not in link]
+        assert len(local) >= 4 and all((page.parent / link).exists() for link in local)
