@@ -3,8 +3,9 @@
     ∇J = E[ (R - b) Σ_t ∇log π(a_t | s_t) ],   b = mean of R over the batch
 
 Subtracting a number b that does not depend on the answer leaves the expectation as it is, because
-E[ Σ_t ∇log π ] = 0. It changes the variance. Now wrong answers are pushed down, and a reward that
-is added to all answers alike changes nothing: try OFFSET = 1.0 here and one rung below.
+E[ Σ_t ∇log π ] = 0. It changes the variance: which b is best depends on the task (README.md). Now
+wrong answers are pushed down, and a number that is added to all rewards changes nothing: try
+OFFSET = 1.0 here and one rung below.
 (The mean holds the answer's own reward too, which shrinks the gradient by 1/B and no more.)
 """
 import sys

@@ -5,8 +5,8 @@
     critic's loss: (V(s_t) - target)² / 2,   target = A_t + V(s_t)
 
 V(s_t) is the expected reward of an answer that begins so. One number for a whole answer becomes
-one for each token: a token that raised the hopes of a right answer is pushed up, also in an answer
-that went wrong later. λ = 1 believes the reward, λ = 0 the critic. The discount γ is 1.
+one for each token: a token after which more is expected than before is pushed up, also in an answer
+that is wrong in the end. λ = 1 believes the reward, λ = 0 the critic. The discount γ is 1.
 """
 import sys
 from pathlib import Path

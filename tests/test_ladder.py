@@ -488,10 +488,10 @@ def test_what_the_page_says_of_the_numbers():
              for name, at in curves.accuracies().items()}
     noise = {name: curves.noise(name) for name in curves.CURVES}
     first, shifted, baseline, critic, ppo, rlhf, grpo, dpo = curves.CURVES
-    assert after[baseline][15] < after[first][15] and noise[baseline] > 2 * noise[first]
-    assert noise[shifted] > 2 * max(noise[name] for name in (first, baseline, critic, ppo, grpo))
-    assert noise[critic] < noise[baseline] < noise[grpo]
-    assert after[critic][15] <= after[baseline][15] and after[ppo][10] > after[critic][10]
+    assert after[baseline][15] < after[first][15] and noise[baseline] > noise[first]
+    assert noise[shifted] == max(noise[name] for name in curves.CURVES[:-1])
+    assert noise[ppo] < noise[baseline] < min(noise[critic], noise[grpo])
+    assert after[ppo][10] > after[critic][10]
     assert all(after[grpo][5] >= at[5] for at in after.values())
     assert all(after[dpo][15] <= at[15] for at in after.values())
 
