@@ -490,6 +490,7 @@ def test_what_the_page_says_of_the_numbers():
     first, shifted, baseline, critic, ppo, rlhf, grpo, dpo = curves.CURVES
     assert after[baseline][15] < after[first][15] and noise[baseline] > noise[first]
     assert noise[shifted] == max(noise[name] for name in curves.CURVES[:-1])
+    assert noise[rlhf] == min(noise[name] for name in curves.CURVES[:-1])
     assert noise[ppo] < noise[baseline] < min(noise[critic], noise[grpo])
     assert after[ppo][10] > after[critic][10]
     assert all(after[grpo][5] >= at[5] for at in after.values())
