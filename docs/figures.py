@@ -149,7 +149,7 @@ def models(say):
     panel.model(1, 0, "policy", say("policy (actor)", "策略（演员）"), scores)
     panel.model(1, 1, "reference", reference, frozen)
     panel.model(1, 2, "reward model", say("reward model", "奖励模型"), frozen)
-    panel.model(1, 3, "critic", say("critic", "评论家"), say("V of each state", "各状态的 V"))
+    panel.model(1, 3, "critic", say("critic", "价值模型"), say("V of each state", "各状态的 V"))
     panel.fan(2, range(4))
     for row, name in enumerate(("old_logp", "ref_logp", "rewards", "old_values")):
         panel.tensor(2, row, name)
@@ -179,7 +179,7 @@ def models(say):
     panel = Panel(drawing, "grpo", 466, 636)
     _panel_title(drawing, 466, "GRPO", "train_grpo.py", say(
         "two models: the group's mean replaces the critic, an exact check the reward model",
-        "两个模型：组均值代替评论家，精确检验代替奖励模型"))
+        "两个模型：组均值代替价值模型，精确检验代替奖励模型"))
     panel.given(0, 0, "prompts", say("G times each", "每个重复 G 次"))
     panel.model(0, 1, "policy", policy, samples)
     panel.tensor(0, 2, "tokens", "mask")
