@@ -41,10 +41,11 @@ import train_ppo
 from advantages import explained_variance, gae, rloo_advantages, token_rewards, whiten
 from losses import count_for, ppo_policy_loss, value_loss
 from model import ScalarModel
-from rollout import generate, map_micro_batches, micro_batches, mini_batches, token_values
+from rollout import generate, micro_batches, mini_batches, token_values
 from support.decoding import Decoder
 from support.gradient_page import BATCH
 from support.models import numpy_rng, torch_rng
+from support.parallel import map_micro_batches
 from support.pretrained import load_pretrained
 from support.rl import KLCoefficient
 from support.sketch import Sketch
