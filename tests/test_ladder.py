@@ -24,7 +24,7 @@ from support.tokenizer import builtin_tokenizer
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "ladder"))
-import curves  # noqa: E402
+import measure  # noqa: E402
 
 FILES = [ROOT / "ladder" / f"{rung}.py" for rung in ladder.RUNGS]
 REINFORCE, BASELINE, ACTOR_CRITIC, PPO, RLHF, GRPO, DPO = (
@@ -417,18 +417,18 @@ def test_the_noise_is_measured_once():
 def test_the_page_s_table_is_of_the_csv_files():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        for row in curves.table_rows():
+        for row in measure.table_rows():
             assert row in text, (page.name, row)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_page_s_numbers_are_the_table_s(page):
     text = page.read_text(encoding="utf-8")
-    numbers = set(re.findall(r"\d+\.\d+", "\n".join(curves.table_rows())))
+    numbers = set(re.findall(r"\d+\.\d+", "\n".join(measure.table_rows())))
     prose = re.sub(r"`[^`]*`|https://[^)]*|eq. 2.9|式 2.9|^ {4}.*", "", text, flags=re.M)
-    rewards = [row for row in curves.read_csv(ROOT / "ladder" / "baseline.csv")]
+    rewards = [row for row in measure.read_csv(ROOT / "ladder" / "baseline.csv")]
     wrong, right = (int(row["answers"]) for row in rewards)
-    numbers |= {f"{curves.best_baseline():.2f}", f"{right / (wrong + right):.2f}"}
+    numbers |= {f"{measure.best_baseline():.2f}", f"{right / (wrong + right):.2f}"}
     assert set(re.findall(r"\d+\.\d+", prose)) <= numbers
     for row in rewards:
         assert f" {row['squared_length']}" in prose
@@ -437,11 +437,11 @@ def test_the_page_s_numbers_are_the_table_s(page):
 def test_the_best_baseline_makes_the_variance_smallest():
     (n_wrong, x_wrong), (n_right, x_right) = (
         (int(row["answers"]), float(row["squared_length"]))
-        for row in curves.read_csv(ROOT / "ladder" / "baseline.csv"))
+        for row in measure.read_csv(ROOT / "ladder" / "baseline.csv"))
 
     def second_moment(b):
         return n_right * (1 - b) ** 2 * x_right + n_wrong * (0 - b) ** 2 * x_wrong
-    b = curves.best_baseline()
+    b = measure.best_baseline()
     assert second_moment(b) < min(second_moment(b - 1e-3), second_moment(b + 1e-3))
 
 
@@ -449,16 +449,16 @@ def test_every_rung_has_as_many_runs():
     with open(ROOT / "ladder" / "results.csv", newline="", encoding="utf-8") as f:
         found = sorted((row["rung"], row["seed"]) for row in csv.DictReader(f))
     seeds = sorted({seed for _, seed in found})
-    assert found == sorted((name, seed) for name in curves.CURVES for seed in seeds)
+    assert found == sorted((name, seed) for name in measure.CURVES for seed in seeds)
     for page in PAGES:
         assert f"<!-- seeds: {len(seeds)} -->" in page.read_text(encoding="utf-8")
 
 
 def test_the_figure_is_drawn_from_the_csv_files(tmp_path):
-    curves.draw(tmp_path)
+    measure.draw(tmp_path)
     found, drawn = (Image.open(folder / "curves.png").text["Sources"]
                     for folder in (ROOT / "ladder", tmp_path))
-    assert found == drawn, "draw it anew: python ladder/curves.py --figures"
+    assert found == drawn, "draw it anew: python ladder/measure.py --figures"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -485,12 +485,12 @@ def test_both_languages_have_the_same_blocks():
 
 def test_what_the_page_says_of_the_numbers():
     after = {name: {step: sum(values) / len(values) for step, values in at.items()}
-             for name, at in curves.accuracies().items()}
-    noise = {name: curves.noise(name) for name in curves.CURVES}
-    first, shifted, baseline, critic, ppo, rlhf, grpo, dpo = curves.CURVES
+             for name, at in measure.accuracies().items()}
+    noise = {name: measure.noise(name) for name in measure.CURVES}
+    first, shifted, baseline, critic, ppo, rlhf, grpo, dpo = measure.CURVES
     assert after[baseline][15] < after[first][15] and noise[baseline] > noise[first]
-    assert noise[shifted] == max(noise[name] for name in curves.CURVES[:-1])
-    assert noise[rlhf] == min(noise[name] for name in curves.CURVES[:-1])
+    assert noise[shifted] == max(noise[name] for name in measure.CURVES[:-1])
+    assert noise[rlhf] == min(noise[name] for name in measure.CURVES[:-1])
     assert noise[ppo] < noise[baseline] < min(noise[critic], noise[grpo])
     assert after[ppo][10] > after[critic][10]
     assert all(after[grpo][5] >= at[5] for at in after.values())

@@ -1,7 +1,7 @@
 """All rungs over several seeds: the numbers and the figure of README.md.
 
-    python ladder/curves.py              runs what results.csv lacks, then draws
-    python ladder/curves.py --figures    draws from the CSV files: no runs
+    python ladder/measure.py              runs what results.csv lacks, then draws
+    python ladder/measure.py --figures    draws from the CSV files: no runs
 
 Writes ladder/steps.csv (a row a step), results.csv (a row a run), noise.csv (the noise of each
 gradient), baseline.csv (see rung 2) and curves.png. All runs start from the same runs/sft: seeds
