@@ -18,8 +18,8 @@ from support.cli import parse, script, setting
 from support.decoding import Decoder
 from support.models import pick_device
 
-KINDS = {"matrix products": ("mm", "addmm"),
-         "attention over the cache": ("bmm", "_softmax"),
+KINDS = {"matrix products": ("mm", "addmm", "mkldnn::_linear_pointwise"),
+         "attention over the cache": ("_scaled_dot_product_flash_attention_for_cpu", "bmm"),
          "copies (the cache's columns and rows)": (
              "copy_", "index", "index_select", "_index_put_impl_", "cat", "roll", "fill_")}
 
