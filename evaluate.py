@@ -25,6 +25,7 @@ from rollout import Rollout
 from support import parallel, plan
 from support.cli import UserError, default_run, parse, refuse, script, setting, user_errors
 from support.data import encode_prompt, hold_out, repeat_each
+from support.decoding import Decoder
 from support.environments import split_turns, start_environment
 from support.metrics import token_kl
 from support.models import pick_device, torch_rng
@@ -47,12 +48,13 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     As many rows at a time as the KV cache holds micro_batch_tokens of. start: makes the environment
     of some examples, see `start_environment`; without it there is none."""
     answers, rollouts = [], []
+    sampler = Decoder(model)
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
     for first in range(0, len(examples), rows_at_once):
         part = examples[first:first + rows_at_once]
         environment, stop_ids = start(part) if start else (None, tokenizer.stop_ids)
-        rollout = parallel.generate(model, [example["ids"] for example in part], max_new_tokens,
+        rollout = parallel.generate(sampler, [example["ids"] for example in part], max_new_tokens,
                                     stop_ids, temperature, generator, micro_batch_tokens,
                                     environment)
         turns, finished = split_turns(rollout), rollout.finished.tolist()
@@ -305,6 +307,7 @@ def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
     if config.environment and tokenizer.chat_template is None:
         raise ValueError("--environment speaks in messages, and this model has no chat template")
+    model = Decoder(model)
     example = "37*84=" if config.task == "products" else "17+58+23="
     print(f"type a prompt such as {example} and Enter; an empty line ends")
     while line := read_line():

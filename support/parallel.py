@@ -42,11 +42,13 @@ def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: f
     knows it. Each process asks for its own rows."""
     n = len(prompts)
     first = my_block(range(n))[0]
+    # Who samples several batches from one model has prepared it.
+    sampler = model if isinstance(model, Decoder) else Decoder(model)
 
     def ask(row, ids):
         return environment(first + row, ids)
     noise = torch.rand(n, max_new_tokens, generator=generator)
-    rollout = rollout_module.generate(Decoder(model), my_block(prompts), max_new_tokens, stop_ids,
+    rollout = rollout_module.generate(sampler, my_block(prompts), max_new_tokens, stop_ids,
                                       temperature, None, environment and ask,
                                       noise=my_block(noise),
                                       micro_batch_tokens=micro_batch_tokens)
