@@ -15,8 +15,9 @@ from evaluate import answer, mean_reward
 from support.models import numpy_rng, torch_rng
 from support.plot import read_csv
 from support.pretrained import load_pretrained, load_scalar_model
+from support.rewards import reward_answers
 from support.run import ensure_trained
-from task import encode_problems, held_out_problems, make_problems, task_reward, verify_answer
+from task import encode_problems, held_out_problems, make_problems, task_reward
 
 LADDER = Path(__file__).parent.parent / "ladder"
 RUNGS = ("1_reinforce", "2_baseline", "3_actor_critic", "4_ppo", "5_rlhf", "6_grpo", "7_dpo")
@@ -52,12 +53,10 @@ def make_prompts(tokenizer, n: int, seed: int, step: int) -> list[list[int]]:
 
 def check_answers(rollout, tokenizer) -> torch.Tensor:
     """The verifier: 1 for a right answer that ended by itself, else 0. (B,)"""
-    rewards = []
-    for row, answer_ids in enumerate(rollout.responses()):
-        prompt = rollout.tokens[row, :rollout.prompt_lengths[row]].tolist()
-        completion = tokenizer.decode(answer_ids, skip_special=True)
-        is_right = verify_answer(tokenizer.decode(prompt), completion)
-        rewards.append(is_right * float(rollout.finished[row]))
+    examples = [{"prompt": tokenizer.decode(tokens[:length].tolist())}
+                for tokens, length in zip(rollout.tokens, rollout.prompt_lengths)]
+    rewards = reward_answers(task_reward, examples, rollout.responses(), rollout.finished.tolist(),
+                             tokenizer)
     return torch.tensor(rewards)
 
 
@@ -161,7 +160,6 @@ def summary(rung: str, rows: list[dict]) -> str:
     noise = noise_of(rows)
     shown = "" if noise is None else f"{noise:.0f}"
     return f"{rung:<16}{mean(float(row['accuracy']) for row in rows):<10.2f}{shown:<21}"
-
 
 
 def draw_run(log) -> None:

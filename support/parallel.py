@@ -103,13 +103,18 @@ def gather(x: Tensor, n: int) -> Tensor:
     return whole
 
 
+def gather_objects(x) -> list:
+    """x of every process, by rank, on all of them."""
+    parts = [None] * world()
+    dist.all_gather_object(parts, x)
+    return parts
+
+
 def gather_dict(x: dict) -> dict:
     """The entries that the processes have, on all of them."""
     if world() == 1:
         return x
-    parts = [None] * world()
-    dist.all_gather_object(parts, x)
-    return {key: value for part in parts for key, value in part.items()}
+    return {key: value for part in gather_objects(x) for key, value in part.items()}
 
 
 # ------------------------------------------------------------------------------- gradients: sum
@@ -137,8 +142,7 @@ def all_reduce_sum(x):
     An entry of a dict may be missing in some processes: it counts as 0."""
     if world() == 1:
         return x
-    parts = [None] * world()
-    dist.all_gather_object(parts, x)
+    parts = gather_objects(x)
     if not isinstance(x, dict):
         return sum(parts)
     names = dict.fromkeys(name for part in parts for name in part)
