@@ -292,18 +292,21 @@ def tensor(*rows):
 
 
 @needs_browser
-def test_the_clip_shows_its_loss_and_gradient(driven):
-    for seen, dual_clip, says in (("after", None, "clip_less"), ("last", 1.5, "clip_bounded")):
-        ratio = tensor([2.4]).requires_grad_()
-        loss, _ = losses.ppo_policy_loss(
-            ratio.log(), tensor([0.0]), tensor(-0.75), torch.ones(1, 1), 0.3, 0.5, dual_clip)
-        slope = gradient(lambda x: losses.ppo_policy_loss(
-            x.log(), tensor([0.0]), tensor(-0.75), torch.ones(1, 1), 0.3, 0.5, dual_clip)[0],
-            ratio.detach())
-        *found, sentence = driven[seen]["clip"]
-        assert_shown(found, [loss.item(), slope.item(), 2.4 * slope.item()])
-        assert sentence == re.sub("<.*?>", "", TEXT[says][0])
-    assert driven["last"]["clip"][2] == "0"
+@pytest.mark.parametrize("seen, ratio, advantage, clip, says", [
+    ("start", 1.4, 1.0, (0.2, 0.28, None), "clip_stopped"),
+    ("after", 2.4, -0.75, (0.3, 0.5, None), "clip_less"),
+    ("last", 2.4, -0.75, (0.3, 0.5, 1.5), "clip_bounded")])
+def test_the_clip_shows_its_loss_and_gradient(driven, seen, ratio, advantage, clip, says):
+    def loss(rho):
+        return losses.ppo_policy_loss(rho.log(), torch.zeros_like(rho), tensor(advantage),
+                                      torch.ones_like(rho), *clip)[0]
+
+    rho = tensor([ratio])
+    slope = gradient(loss, rho).item()
+    *found, sentence = driven[seen]["clip"]
+    assert_shown(found, [loss(rho).item(), slope, ratio * slope])
+    assert found[2] == "0" or says == "clip_less"
+    assert sentence == re.sub("<.*?>", "", TEXT[says][0])
 
 
 @needs_browser
