@@ -205,7 +205,8 @@ def check_place(out: str) -> Path:
 
 
 def seven_digits(x: float) -> float:
-    return float(f"{x:.7g}")
+    x = float(f"{x:.7g}")
+    return int(x) if x.is_integer() else x
 
 
 def collect(problem: dict, tokenizer, columns: dict, answers: dict, settings: dict) -> dict:
