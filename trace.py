@@ -9,9 +9,7 @@ so the policy is what train_grpo.py makes of it in two steps. Under a minute of 
 the training of runs/sft.
 """
 import copy
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -23,18 +21,13 @@ import train_ppo
 import train_sft
 from advantages import gae, grpo_advantages, rloo_advantages, token_rewards, whiten
 from losses import aggregate, count_for, grpo_loss, kl_penalty, ppo_policy_loss
-from rollout import row_lengths, token_log_probs, token_values
+from rollout import token_log_probs, token_values
 from support import trace_page
-from support.cli import UserError, parse, script, setting, user_errors
-from support.data import repeat_each
-from support.models import numpy_rng, pick_device, torch_rng
-from support.pretrained import load_pretrained
-from support.rl import Reward
-from support.run import ensure_trained, find_model
-from task import encode_problems, make_problems
+from support.cli import parse, script, setting, user_errors
+from support.models import torch_rng
+from support.run import ensure_trained
+from support.trace_group import GROUP, find_group, load_two
 
-GROUP = 4               # answers to the prompt
-BATCHES = 40            # of 64 groups, in which a group is looked for
 CONTINUATIONS = 64      # of every prefix
 
 
@@ -51,19 +44,16 @@ class Config:
 
 def main(argv=None) -> None:
     config = parse(Config, __doc__, argv)
-    file = trace_page.check_place(config.out)
+    with user_errors():
+        file = trace_page.check_place(config.out)
     grpo = train_grpo.Config(group_size=GROUP, seed=config.seed)
     ppo = train_ppo.Config(reward="verifier", seed=config.seed)
 
     # 1. The models: reference, policy, and a critic that has learned from other answers of this
     #    policy, as a new one says 0 everywhere.
     start = config.model or ensure_trained("runs/sft", train_sft.main, config)
-    reference, tokenizer = load(start, config)
-    with tempfile.TemporaryDirectory() as run:
-        train_grpo.main(["--model", start, "--steps", "2", "--eval-every", "0", "--device", "cpu",
-                         "--eval-problems", "1", "--seed", str(config.seed), "--out", f"{run}/2"])
-        policy, _ = load(f"{run}/2", config)
-    print("the critic warms up", flush=True)
+    reference, policy, tokenizer = load_two(start, config.seed)
+    print("warming up the critic, then sampling until a group has all kinds of answers", flush=True)
     critic = gradient.warm_up(policy, tokenizer, config.seed)
 
     # 2. Rollout: a prompt and its answers, with their rewards and the log-probs of the sampler.
@@ -76,10 +66,10 @@ def main(argv=None) -> None:
 
     # 4. GRPO: an answer against its group. All tokens of an answer have its advantage.
     advantage = grpo_advantages(rewards, GROUP)                                         # (B,)
+    flat = advantage[:, None] * mask
     answers = {"reward": rewards, "length": mask.sum(1), "grpo": advantage,
                "dr_grpo": grpo_advantages(rewards, GROUP, scale=False),
                "rloo": rloo_advantages(rewards, GROUP)}
-    flat = advantage[:, None] * mask
 
     # 5. PPO: a reward and a value at each token, and three ways from them to advantages.
     rewards_t = token_rewards(rewards, old_logp, ref_logp, mask, ppo.kl_coef)           # (B, T)
@@ -98,11 +88,7 @@ def main(argv=None) -> None:
     score = token_rewards(rewards, old_logp, old_logp, mask, kl_coef=0.0)
     true_A, _ = gae(score, truth, mask, lam=0.0)
 
-    # 7. The weight of a token in the loss: the derivative of the average.
-    weights = {mode: weight_of(mode, mask, grpo.max_new_tokens)
-               for mode in ("token-mean", "seq-mean", "seq-sum")}
-
-    # 8. One update of each, of two copies of the policy: how far does each token's ratio move, and
+    # 7. One update of each, of two copies of the policy: how far does each token's ratio move, and
     #    would a second update on the same answers be clipped?
     def loss_of_grpo(logp, kl_coef=0.0):
         return grpo_loss(logp, old_logp, ref_logp, advantage, mask, *grpo.clip_range, kl_coef)[0]
@@ -118,55 +104,22 @@ def main(argv=None) -> None:
         "old_logp": old_logp, "ref_logp": ref_logp, "k1": k1, "k3": k3, "reward": rewards_t,
         "score": score, "V": values, "td": td, "A": A, "mc": monte_carlo, "return": returns,
         "white": white, "flat": flat, "truth": truth, "true_A": true_A,
-        "token_mean": weights["token-mean"], "seq_mean": weights["seq-mean"],
-        "seq_sum": weights["seq-sum"],
+        "token_mean": share_of("token-mean", mask, grpo.max_new_tokens),
+        "seq_mean": share_of("seq-mean", mask, grpo.max_new_tokens),
+        "seq_sum": share_of("seq-sum", mask, grpo.max_new_tokens),
         "grpo_logp": grpo_logp, "grpo_ratio": (grpo_logp - old_logp).exp() * mask,
         "grpo_clip": clipped(loss_of_grpo, grpo_logp, old_logp, flat),
         "ppo_logp": ppo_logp, "ppo_ratio": (ppo_logp - old_logp).exp() * mask,
         "ppo_clip": clipped(loss_of_ppo, ppo_logp, old_logp, white)}
     settings = {"gamma": ppo.gamma, "lam": ppo.lam, "beta": ppo.kl_coef, "clip": ppo.clip,
-                "lr": ppo.lr, "longest": grpo.max_new_tokens, "continuations": CONTINUATIONS,
-                "seed": config.seed}
+                "lr": ppo.lr, "grpo_beta": grpo.kl_coef, "longest": grpo.max_new_tokens,
+                "continuations": CONTINUATIONS, "seed": config.seed}
     trace_page.write(file, trace_page.collect(problem, tokenizer, columns, answers, settings))
     print(f"{file} is written: open it in a browser")
 
 
-@user_errors()
-def load(path: str, config):
-    model, tokenizer = load_pretrained(find_model(path), torch.float32, pick_device(config))
-    return model.requires_grad_(False), tokenizer
-
-
-def find_group(config, policy, tokenizer):
-    """The first group with an answer of every kind, with thinking and without, right and wrong; or
-    that with the most kinds. -> problem; tokens, mask, sampled log-probs (B, T); rewards (B,)"""
-    reward, most = Reward(config, tokenizer, None, torch.device("cpu")), 0
-    for batch in range(BATCHES):
-        problems = make_problems("sums", 64, numpy_rng(config.seed, batch, "trace prompts"))
-        examples = repeat_each(encode_problems(problems, tokenizer), GROUP)
-        rollout, rewards = train_grpo.sample_answers(config, policy, tokenizer, reward, examples,
-                                                     batch, config.temperature)
-        texts = [tokenizer.decode(ids) for ids in rollout.responses()]
-        for first in range(0, len(examples), GROUP):
-            rows = slice(first, first + GROUP)
-            thinks = [text.startswith("<think>") for text in texts[rows]]
-            kinds = set(zip(thinks, rewards[rows].tolist()))
-            # Once in a while a byte is sampled that is no letter of any text.
-            is_readable = all(text.isascii() for text in texts[rows])
-            if rewards[rows].std() > 0 and is_readable and len(kinds) > most:
-                most, T = len(kinds), row_lengths(rollout.mask[rows]).max()
-                found = (examples[first], rollout.tokens[rows, :T], rollout.mask[rows, :T],
-                         rollout.logp[rows, :T], rewards[rows])
-        if most == 4:
-            break
-    if not most:
-        raise UserError(f"of {BATCHES * 64} groups of {GROUP} answers none has right and wrong "
-                        "ones, so there is no advantage to show: expected a model that can add")
-    return found
-
-
-def weight_of(mode: str, mask, longest: int):
-    """∂ average / ∂ token. (B, T)"""
+def share_of(mode: str, mask, longest: int):
+    """What a token's loss is multiplied by: the derivative of the average. (B, T)"""
     x = torch.zeros(mask.shape, requires_grad=True)
     average = aggregate(x, mask, mode, count_for(mask, mode, longest))
     return torch.autograd.grad(average, x)[0]

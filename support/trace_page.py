@@ -1,16 +1,13 @@
 """The page of trace.py: names, formulas and sources of its numbers, in English and Chinese.
 
 The layout, with its style and script, is trace.html beside this file. A page holds its data as
-JSON, so `rebuild` can bring an old page up to date without a model.
+JSON, so that `python docs/concepts.py` brings the one in docs up to date without a model.
 """
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-
-from support.cli import UserError
 
 ROOT = Path(__file__).parent.parent
 LAYOUT = Path(__file__).parent / "trace.html"
@@ -159,9 +156,11 @@ STEPS = [
     ("update", "6 After one update", "6 更新一次之后",
      "In the first update every ratio is 1. After it, each method from the same policy, the ratio "
      "says how much more or less likely the token has become. Clipped: a second update on the same "
-     "answers would give the token no gradient.",
+     "answers would give the token no gradient, as ρ is above 1 + ε and A positive, or ρ below "
+     "1 − ε and A negative.",
      "第一次更新时所有比率都是 1。两种方法从同一个策略模型各更新一次之后，比率表示这个 token "
-     "的概率变成了原来的几倍。裁剪：在同一批回答上再更新一次，这个 token 就没有梯度了。", [
+     "的概率变成了原来的几倍。裁剪：在同一批回答上再更新一次，这个 token 就没有梯度了，因为 ρ 高于 1 + ε 而 A "
+     "为正，或者 ρ 低于 1 − ε 而 A 为负。", [
          Quantity("grpo_logp", "GRPO log π", "The log-prob after one update of GRPO.",
                   "GRPO 更新一次之后的对数概率。", "log softmax(logits)[id]", "", "trace.py:update"),
          Quantity("grpo_ratio", "GRPO ρ", "The ratio after one update of GRPO.",
@@ -189,18 +188,12 @@ def place_of(source: str) -> str:
 
 
 def check_place(out: str) -> Path:
-    """The file to write, in a directory that is there then. UserError if it can't be written."""
+    """The file to write. ValueError if that can't be."""
     file = Path(out)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Opened for appending, a page that is there stays.
-        is_new = not file.exists()
-        file.open("a").close()
-        if is_new:
-            file.unlink()
-    except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}, expected a file that can be "
-                        "written") from None
+    nearest = next(place for place in file.absolute().parents if place.exists())
+    is_free = nearest.is_dir() and os.access(nearest, os.W_OK)
+    if file.is_dir() or not is_free or file.exists() and not os.access(file, os.W_OK):
+        raise ValueError(f"--out {out}: cannot be written, expected a file such as trace.html")
     return file
 
 
@@ -212,7 +205,7 @@ def seven_digits(x: float) -> float:
 def collect(problem: dict, tokenizer, columns: dict, answers: dict, settings: dict) -> dict:
     """What a page holds. columns: tensors (B, T); answers: tensors (B,)."""
     mask, rewards = columns["mask"].bool(), answers["reward"]
-    var, mean = torch.var_mean(columns["A"][mask])
+    all_A = columns["A"][mask]
     listed = [f"{r:g}" for r in rewards.tolist()]
     group_mean = rewards.mean().item()
     squares = " + ".join(f"({r} − {group_mean:g})²" for r in listed)
@@ -222,7 +215,7 @@ def collect(problem: dict, tokenizer, columns: dict, answers: dict, settings: di
             **settings, "group": len(rewards), "n_tokens": mask.sum().item(),
             "low": 1 - settings["clip"], "high": 1 + settings["clip"],
             "sum": rewards.sum().item(), "mean": group_mean, "std": rewards.std().item(),
-            "A_mean": mean.item(), "A_var": var.item(),
+            "A_mean": all_A.mean().item(), "A_var": all_A.var().item(),
             "mean_numbers": f"({' + '.join(listed)}) / {len(listed)}",
             "std_numbers": f"sqrt(({squares}) / {len(listed) - 1})"},
         "answers": []}
@@ -265,14 +258,15 @@ def page(data: dict) -> str:
 
 
 def write(file: Path, data: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page(data), encoding="utf-8")
 
 
 def read_data(file: Path) -> dict:
     html = file.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*)</script>', html)[1])
+    return json.loads(re.search(r'<script [^>]*id="data">(.*)</script>', html)[1])
 
 
 def rebuild(file: Path) -> None:
-    """The same data with the lines, texts and layout as they are now."""
+    """Write the page again, with lines, texts and layout as they are now."""
     write(file, read_data(file))

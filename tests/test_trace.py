@@ -17,7 +17,7 @@ import support.rl
 import trace as tracing
 import train_sft
 from model import ModelConfig, Transformer
-from support import trace_page
+from support import trace_group, trace_page
 from support.cli import UserError
 from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
@@ -48,24 +48,23 @@ def traced(tmp_path_factory):
         models["policy"], models["critic"] = policy, gradient_warm_up(policy, *given)
         return models["critic"]
 
-    def load(start, config):
-        models.setdefault("reference", found := tracing_load(start, config))
+    def load_two(*given):
+        models["reference"], *_ = found = trace_group.load_two(*given)
         return found
 
-    gradient_warm_up, tracing_load = gradient.warm_up, tracing.load
+    gradient_warm_up = gradient.warm_up
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
         train_sft.main("--model random --data data.jsonl --out sft --steps 150 --batch-size 16 "
                        "--lr 5e-3 --eval-every 0 --eval-problems 4 --device cpu".split())
-        for module in (tracing, gradient, support.rl):
+        for module in (trace_group, gradient, support.rl):
             patch.setattr(module, "make_problems", problems)
         patch.setattr(gradient, "WARMUP_STEPS", 2)
         patch.setattr(gradient, "warm_up", warm_up)
-        patch.setattr(tracing, "load", load)
+        patch.setattr(tracing, "load_two", load_two)
         patch.setattr(tracing, "CONTINUATIONS", 8)
         tracing.main(["--model", "sft", "--out", "pages/page.html"])
     file = path / "pages" / "page.html"
-    models["reference"] = models["reference"][0]
     return file, trace_page.read_data(file), models
 
 
@@ -253,9 +252,9 @@ def test_sums_of_the_page_in_docs():
 
 
 def test_the_page_in_docs_is_up_to_date_and_needs_no_network():
-    """If this fails: `python docs/concepts.py` writes it again, from its own data."""
     text = PAGE.read_text(encoding="utf-8")
-    assert text == trace_page.page(trace_page.read_data(PAGE))
+    is_up_to_date = text == trace_page.page(trace_page.read_data(PAGE))
+    assert is_up_to_date, "lines or texts have changed: run `python docs/concepts.py`"
     assert PAGE.stat().st_size < 400_000
     assert not re.search(r"https?:|src=|url\(|@import|fetch\(", text)
 
@@ -321,12 +320,15 @@ def test_a_browser_shows_the_numbers_and_their_formulas(traced, tmp_path):
     copied = tmp_path / "page.html"
     copied.write_text(file.read_text(encoding="utf-8").replace("</body>", POINT + "</body>"),
                       encoding="utf-8")
-    shown = open_page(copied, 1300)
+    # Narrow, tokens go from top to bottom.
+    narrow, shown = open_page(copied, 500), open_page(copied, 1300)
     sources = {q.key: trace_page.place_of(q.source) for q in QUANTITIES.values()}
     seen = set()
     for cell in shown["found"]:
         key, b, t = cell["key"], cell.get("b"), cell.get("t")
         is_clip = key.endswith("_clip")
+        # A negative number stands in brackets.
+        assert not re.search(r"[-+−×/] ?−", cell["formula"]), cell
         if key.startswith("answer "):
             name = key.removeprefix("answer ")
             value = data["settings"][name] if b is None else data["answers"][b][name]
@@ -353,6 +355,9 @@ def test_a_browser_shows_the_numbers_and_their_formulas(traced, tmp_path):
     first = data["answers"][0]["start"]
     assert shown["moves"] == [["flat", first + 1], ["mc", first + 1], ["mc", first],
                               ["flat", first], ["flat", first]]
+    assert narrow["moves"] == [["mc", first], ["mc", first + 1], ["flat", first + 1],
+                               ["flat", first], ["flat", first]]
+    assert narrow["found"] == shown["found"]
     assert shown["lang"] == "zh" and len(shown["english"]) == len(shown["chinese"]) == 4
     assert not set(shown["english"]) & set(shown["chinese"])
 
@@ -360,7 +365,7 @@ def test_a_browser_shows_the_numbers_and_their_formulas(traced, tmp_path):
 # -------------------------------------------------------------------------------------- mistakes
 
 def test_a_model_that_is_never_right(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracing, "BATCHES", 1)
+    monkeypatch.setattr(trace_group, "BATCHES", 1)
     monkeypatch.setattr(gradient, "WARMUP_STEPS", 0)
     with pytest.raises(UserError, match="none has right and wrong"):
         tracing.main(["--model", str(place / "sft"), "--out", str(tmp_path / "page.html")])
@@ -377,4 +382,4 @@ def test_bad_flags(flags, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         tracing.main(flags.split())
     assert "\n" not in str(error.value)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "runs") == ["file", "folder"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
