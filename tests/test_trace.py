@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import re
+import runpy
 import shutil
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import gradient
 import support.rl
@@ -257,6 +259,13 @@ def test_the_page_in_docs_is_up_to_date_and_needs_no_network():
     assert is_up_to_date, "lines or texts have changed: run `python docs/concepts.py`"
     assert PAGE.stat().st_size < 400_000
     assert not re.search(r"https?:|src=|url\(|@import|fetch\(", text)
+
+
+def test_the_pictures_are_not_older_than_the_page():
+    script = runpy.run_path(str(PAGE.parent / "trace_picture.py"))
+    for file in script["PICTURES"].values():
+        found = Image.open(file).text["Sources"]
+        assert found == script["digest"](), "draw with: python docs/trace_picture.py"
 
 
 def test_sources_are_the_functions():
