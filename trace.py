@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 import gradient
 import train_grpo
@@ -126,11 +125,11 @@ def share_of(mode: str, mask, longest: int):
 
 
 def update(policy, tokens, mask, lr: float, loss_of):
-    """The log-probs after one step of the optimizer on this loss; the policy stays. (B, T)"""
+    """The log-probs after one step of the optimizer on this loss; the policy stays. (B, T)
+    The trainers clip the gradient's norm, which Adam's first step doesn't depend on."""
     learner = copy.deepcopy(policy).requires_grad_(True)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
     loss_of(token_log_probs(learner, tokens, mask)).backward()
-    clip_grad_norm_(learner.parameters(), 1.0)
     optimizer.step()
     return token_log_probs(learner, tokens, mask).detach()
 

@@ -145,12 +145,9 @@ def adam_step(policy, loss_of, lr):
     """The first step of Adam goes by lr in the direction of the gradient's sign."""
     learner = copy.deepcopy(policy).requires_grad_(True)
     loss_of(learner).backward()
-    parameters = list(learner.parameters())
-    norm = math.sqrt(sum(p.grad.square().sum().item() for p in parameters))
     with torch.no_grad():
-        for p in parameters:
-            gradient = p.grad / max(1.0, norm)
-            p -= lr * gradient / (gradient.abs() + 1e-8)
+        for p in learner.parameters():
+            p -= lr * p.grad / (p.grad.abs() + 1e-8)
     return learner
 
 
