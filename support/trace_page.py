@@ -179,6 +179,11 @@ STEPS = [
                   "losses.py:_clipped_surrogate")])]
 
 
+# Of the symbols that are words.
+IN_CHINESE = {"A whitened": "A 白化", "GRPO clipped": "GRPO 裁剪", "PPO clipped": "PPO 裁剪",
+              "return": "回报"}
+
+
 def place_of(source: str) -> str:
     """advantages.py:gae -> advantages.py:59 gae"""
     file, function = source.split(":")
@@ -239,7 +244,8 @@ def collect(problem: dict, tokenizer, columns: dict, answers: dict, settings: di
 def guide() -> dict:
     """What the script of the page needs to know of each number."""
     def described(quantities):
-        return [{**q._asdict(), "source": place_of(q.source)} for q in quantities]
+        return [{**q._asdict(), "source": place_of(q.source),
+                 "symbol_chinese": IN_CHINESE.get(q.symbol, q.symbol)} for q in quantities]
 
     steps = [{"key": key, "english": english, "chinese": chinese, "about": [about, about_chinese],
               "quantities": described(quantities)}

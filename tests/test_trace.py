@@ -343,7 +343,7 @@ def test_a_browser_shows_the_numbers_and_their_formulas(traced, tmp_path):
             assert cell["source"] == sources[key]
         seen.add((key, b, t))
         if is_clip:
-            assert cell["text"] == {0: "no否", 1: "above上限", -1: "below下限"}[value]
+            assert cell["text"] == {0: "no否", 1: "above上界", -1: "below下界"}[value]
             first, second = cell["formula"].removeprefix("max").split(", ", 1)
             assert (evaluate("(" + second) > evaluate(first + ")") + 1e-5) == (value != 0)
             continue
