@@ -70,10 +70,10 @@ class PrefixTransformer(Transformer):
         return super().hidden(tokens, cache, positions)
 
     def may_pay(self, tokens) -> bool:
-        """As far as shapes say it: what else there is to know, a GPU has to be waited for."""
+        """As far as shapes say it. For all else the host has to wait for a GPU."""
         B, T = tokens.shape
-        # Without a token there is nothing to do, and too many are refused.
-        if B == 1 or not 0 < T <= self.config.max_seq_len:
+        # Too many tokens are refused.
+        if B == 1 or T > self.config.max_seq_len:
             return False
         products = tokens.numel() * sum(p.numel() for p in self.layers[0].parameters())
         return tokens.device.type == "cpu" or products >= PRODUCTS_GPU
