@@ -108,16 +108,14 @@ class KVCache:
         self.bias.masked_fill_(padding[:, None, None], -math.inf)
 
     def attend(self, q, k, v, layer: int):
-        """Store k and v in the next T columns. Each token attends to itself and all before it.
-        q (B, nh, T, hs), k and v (B, nkv, T, hs) -> (B, nh, T, hs)"""
+        """As `attend` below, over all so far: k and v are stored in the next T columns."""
         start, end = self.length, self.length + k.shape[2]
         keys, values = self.data[layer, ..., :end, :]                           # (B, nkv, S', hs)
         keys[:, :, start:] = k
         values[:, :, start:] = v
         if start == 0:
             return attend(q, k, v)
-        # One new token, T = 1. The query heads that share a key-value head are the rows of one
-        # matrix, so that no key or value is copied for each of them.
+        # T = 1. Query heads that share a key-value head are rows of one matrix: none is copied.
         rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                 # (B, nkv, nh/nkv, hs)
         bias = self.bias[..., :end]
         y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
