@@ -28,10 +28,11 @@ class Number:
     english: str            # what stands before its value
     chinese: str
     least: float            # difference; of a logarithmic one the factor
-    is_log: bool = False    # differences are those of logarithms
+    # Differences are those of logarithms, of values of at least this; 0: of the values.
+    floor: float = 0.0
 
     def scale(self, x: float) -> float:
-        return math.log(max(x, 1e-6)) if self.is_log else x
+        return math.log(max(x, self.floor)) if self.floor else x
 
 
 # Of the trained model, measured by the project itself.
@@ -43,25 +44,26 @@ OF_MODEL = {
 # The first also of the model; then what the run itself logs, its mean over the last half of the
 # steps.
 OTHERS = {
-    "kl_at_end": Number("KL per answer at the end", "最后每个回答的 KL", 1.5, True),
+    "kl_at_end": Number("KL per answer at the end", "最后每个回答的 KL", 1.5, 0.01),
     "reward": Number("logged reward", "记录的奖励", 0.08),
     "response_length": Number("logged length", "记录的长度", 1.5),
     "finished": Number("logged finished", "记录的 finished", 0.05),
     "no_signal": Number("groups without signal", "没有信号的组", 0.15),
-    "kl": Number("kl (k3)", "kl（k3）", 2.0, True),
-    "kl_exact": Number("kl_exact", "kl_exact", 2.0, True),
+    "kl_first": Number("kl (k3) in the first step", "第一步的 kl（k3）", 2.0, 0.001),
+    "kl": Number("kl (k3)", "kl（k3）", 2.0, 0.001),
+    "kl_exact": Number("kl_exact", "kl_exact", 2.0, 0.001),
     "answer_kl": Number("answer_kl", "answer_kl", 0.5),
-    "kl_coef": Number("β", "β", 1.3, True),
-    "entropy": Number("entropy", "熵", 1.5, True),
-    "clip_fraction": Number("clip fraction", "裁剪比例", 0.01),
-    "approx_kl": Number("approx_kl", "approx_kl", 3.0, True),
-    "grad_norm": Number("gradient norm", "梯度范数", 1.5, True),
+    "kl_coef": Number("β", "β", 1.3, 0.001),
+    "entropy": Number("entropy", "熵", 1.5, 0.001),
+    "clip_fraction": Number("clip fraction", "裁剪比例", 2.0, 0.001),
+    "approx_kl": Number("approx_kl", "approx_kl", 3.0, 0.001),
+    "grad_norm": Number("gradient norm", "梯度范数", 1.5, 0.01),
     "explained_variance": Number("explained variance", "解释方差", 0.2),
-    "value_error": Number("value error", "价值误差", 1.5, True),
+    "value_error": Number("value error", "价值误差", 1.5, 0.001),
     "value_clip_fraction": Number("values clipped", "价值裁剪比例", 0.05),
-    "loss": Number("loss", "损失", 1.1, True),
+    "loss": Number("loss", "损失", 1.1, 0.01),
     "accuracy": Number("pairs ranked right", "排对的偏好对", 0.05),
-    "margin": Number("margin", "差值", 1.5, True),
+    "margin": Number("margin", "差值", 1.5, 0.01),
     "chosen_reward": Number("chosen reward", "好回答的隐式奖励", 0.3),
     "rejected_reward": Number("rejected reward", "坏回答的隐式奖励", 0.5),
 }
@@ -81,7 +83,9 @@ def runs() -> dict[tuple[str, str], dict[int, list[dict]]]:
 
 def value(rows: list[dict], column: str) -> float | None:
     """Of one run: what was measured at the end, or the mean of what was logged in its last half."""
-    if column in OF_MODEL or column == "kl_at_end":
+    if column == "kl_first":
+        rows, column = rows[:1], "kl"
+    elif column in OF_MODEL or column == "kl_at_end":
         rows = rows[-1:]
     values = [float(row[column]) for row in rows[len(rows) // 2:] if row[column]]
     return statistics.mean(values) if values else None
@@ -114,7 +118,7 @@ def distance(mutation: Mutation, column: str) -> float:
     difference = statistics.mean(found) - statistics.mean(healthy)
     spread = statistics.stdev(healthy) if len(healthy) > 1 else 0.0
     spread = max(spread, typical_spread(column), 1e-9)
-    least = math.log(number.least) if number.is_log else number.least
+    least = math.log(number.least) if number.floor else number.least
     far = abs(difference) / spread
     return far if far > FOUR_TIMES and abs(difference) >= least else 0.0
 
@@ -122,11 +126,13 @@ def distance(mutation: Mutation, column: str) -> float:
 def show(x: float, column: str = "") -> str:
     if column in ("tokens", "response_length"):
         return f"{x:.1f}"
+    if column in OF_MODEL:
+        return f"{x:.2f}"
+    if abs(x) < 1e-6:
+        return "0"
     if abs(x) >= 100:
         return f"{x:.0f}"
-    if abs(x) >= 0.1 or x == 0 or column in OF_MODEL:
-        return f"{x:.2f}"
-    return f"{x:.1g}" if abs(x) >= 0.0001 else "0"
+    return f"{x:.2f}" if abs(x) >= 0.1 else f"{x:.1g}"
 
 
 def compared(mutation: Mutation, column: str, language: str) -> str:
@@ -166,7 +172,7 @@ def is_same(mutation: Mutation) -> bool:
     healthy = runs()[mutation.run, ""]
 
     def numbers(rows):
-        return [[row[column] for column in NUMBERS_OF_RUNS] for row in rows]
+        return [{**row, "mistake": ""} for row in rows]
     return all(numbers(rows) == numbers(healthy[seed])
                for seed, rows in runs()[mutation.run, mutation.name].items())
 

@@ -1,5 +1,5 @@
-"""docs/MISTAKES.md, in English and in Chinese: the mistakes of tests/mutations.py, what each does to
-a run (docs/effects.py), and the test that notices it.
+"""docs/MISTAKES.md, in English and in Chinese: the mistakes of tests/mutations.py, what each does
+to a run (docs/effects.py), and the test that notices it.
 
     python docs/mistakes.py        writes the pages and docs/mistakes/mistakes.svg; so does
                                    docs/concepts.py
@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
 
-from effects import KINDS, effect, figure, kind  # noqa: E402
+from effects import KINDS, effect, figure, kind, runs  # noqa: E402
 from mutation_runs import RUNS  # noqa: E402
 from mutations import MUTATIONS, NOTICED_BY, NUMBERS, PUBLIC, SECTIONS, Mutation  # noqa: E402
 
@@ -184,13 +184,12 @@ in this project's own first versions, or made up to see whether its tests would 
 is made on purpose in a copy of this
 project, and the test in the last column is the first to fail (`python tests/mutations.py --table`).
 
-The copy then trains for some minutes less than it takes to read this page: ten steps of GRPO or \
-PPO, twenty of DPO, by one of
+The copy then trains for a few steps, eight or ten of GRPO and PPO and fifteen of DPO, by one of \
 [the commands below](#the-runs). **Of {all} mistakes {model} change what the trained model can do \
 (how many answers are right, how
 long they are, whether they end), {numbers} show in other numbers of the run alone, and {hidden} \
 are invisible there**: {spread} differ
-by less than three seeds without a mistake do, {same} change no number at all, and for {unseen} \
+by less than seeds without a mistake do, {same} change no number at all, and for {unseen} \
 there is no run here that could show
 them. A curve that rises proves little: it is the tests that find most of these. And a mistake \
 that does nothing in ten steps may do much
@@ -198,11 +197,12 @@ in ten thousand, or in another setting: those that act in special settings only 
 
 In the fourth column a number is the mistake's, and *instead of* stands before that of the same \
 command without it: mean ± standard
-deviation over its seeds. The trained model is measured by this project, not by the copy, on {problems} \
-held-out problems, one sampled
+deviation over its seeds, where there are several. The trained model is measured by this project, not by the copy, \
+on {problems} held-out problems, one sampled
 answer each; other numbers are means over the last half of the run's steps, as the copy itself \
 logs them ([what each is](READING_CURVES.md)). A
-difference is named from four times the seeds' spread on. To practise: `python exercises/bug.py 1` \
+difference is named from four times the spread on (that of the command's seeds, or the typical \
+one of all commands if that is larger). To practise: `python exercises/bug.py 1` \
 shows curves, and asks which mistake they are
 of. English | [简体中文](MISTAKES.zh.md)
 
@@ -214,15 +214,15 @@ of. English | [简体中文](MISTAKES.zh.md)
 “公开代码”表示人们用来学习和训练的代码里出现过；其余的是本项目最初的版本里发现的，或者为检验测试而编的。\
 这里在本项目的一份拷贝里故意把每个错误犯一遍，最后一列是首先失败的测试（`python tests/mutations.py --table`）。
 
-然后用这份拷贝训练很短的一次：GRPO 或 PPO 十步，DPO 二十步，命令见[下面](#the-runs)。**{all} 个错误里，\
+然后用这份拷贝训练很短的一次：GRPO 或 PPO 八步或十步，DPO 十五步，命令见[下面](#the-runs)。**{all} 个错误里，\
 {model} 个改变了训练出来的模型（正确率、回答长度、能否结束），{numbers} 个只在运行的其他数字里看得出来，\
-{hidden} 个在运行里看不出来**：{spread} 个的差别小于三个种子之间的差别，{same} 个不改变任何数字，\
+{hidden} 个在运行里看不出来**：{spread} 个的差别小于种子之间的差别，{same} 个不改变任何数字，\
 还有 {unseen} 个，这里没有能显示它的运行。曲线上升说明不了什么：这些错误大多要靠测试发现。十步里没有影响的错误，\
 一万步里或者换一种设置时可能影响很大；只在特殊设置下起作用的，就用那种设置运行。
 
-第四列里先写有错误时的数字，“正常为”后面是同一命令没有错误时的数字：几个种子的均值 ± 标准差。\
+第四列里先写有错误时的数字，“正常为”后面是同一命令没有错误时的数字：有几个种子时是均值 ± 标准差。\
 训练出来的模型由本项目测量，而不是由那份拷贝，用 {problems} 道留出的题，每题采样一个回答；\
-其他数字是运行后一半步数的均值，由拷贝自己记录（[各是什么](READING_CURVES.zh.md)）。差别达到种子波动的四倍才写出来。\
+其他数字是运行后一半步数的均值，由拷贝自己记录（[各是什么](READING_CURVES.zh.md)）。差别达到波动的四倍才写出来（该命令各种子的波动，或所有命令的典型波动，取较大的）。\
 想练习：`python exercises/bug.py 1` 给出曲线，问是哪个错误。[English](MISTAKES.md) | 简体中文
 
 ![有错误时训练中的正确率，与没有错误的运行相比]({figure})
@@ -250,13 +250,13 @@ moves five times as far from its reference ([figure](tool/tool.png); 0.95 nats a
 ## <a id="the-runs"></a>The runs
 
 `python tests/mutation_runs.py` makes what [`runs.csv`](mistakes/runs.csv) lacks, which has every \
-step. Seeds 0, 1 and 2 without a mistake, seed 0
-with it; nothing is evaluated or saved on the way ({common}). They start from `runs/sft`, and \
+step. With a mistake it is seed 0; \
+nothing is evaluated or saved on the way ({common}). They start from `runs/sft`, and \
 where products are asked, from
-`runs/sft_products`.
+`runs/sft_products`; the reward model is `runs/rm`.
 
-| run | command |
-|---|---|
+| run | command | seeds without a mistake |
+|---|---|---|
 {commands}
 """,
     "Chinese": """
@@ -276,11 +276,11 @@ where products are asked, from
 ## <a id="the-runs"></a>这些运行
 
 `python tests/mutation_runs.py` 补齐 [`runs.csv`](mistakes/runs.csv) 里缺的运行，那里有每一步的数字。\
-没有错误时用种子 0、1、2，有错误时用种子 0；中途不评估也不保存（{common}）。都从 `runs/sft` 开始，\
-求乘积的从 `runs/sft_products` 开始。
+有错误时用种子 0；中途不评估也不保存（{common}）。都从 `runs/sft` 开始，\
+求乘积的从 `runs/sft_products` 开始；奖励模型是 `runs/rm`。
 
-| 运行 | 命令 |
-|---|---|
+| 运行 | 命令 | 没有错误的种子 |
+|---|---|---|
 {commands}
 """,
 }
@@ -331,7 +331,9 @@ def page(language: str) -> str:
         title = title if language == "English" else in_chinese(TITLES, title)
         parts.append(f"\n## {title}\n\n{HEADERS[language]}\n|---|---|---|---|---|---|---|\n"
                      + "\n".join(rows) + "\n")
-    commands = "\n".join(f"| `{name}` | `{command}` |" for name, command in RUNS.items())
+    commands = "\n".join(
+        f"| `{name}` | `{command}` | {', '.join(map(str, runs()[name, '']))} |"
+        for name, command in RUNS.items())
     parts.append(OUTRO[language].format(tool=NUMBERS["tool_trained_on"], commands=commands,
                                         common=f"`{COMMON}`"))
     return "".join(parts)

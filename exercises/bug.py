@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "tests")]
+sys.path += [str(ROOT / "docs"), str(ROOT / "tests")]
 
 from effects import (NUMBERS_OF_RUNS, curve, draw_panel, effect, healthy_band, kind,  # noqa: E402
                      runs, show, typical_spread, value)
@@ -36,6 +36,92 @@ class Bug:
 
 # Not in the order of their numbers.
 BUGS = [
+    Bug("groups_interleaved", ("reward", "response_length", "no_signal", "entropy"),
+        ("The reward rises, but at half the speed: there is a signal, and something dilutes it.",
+         "Late in training all answers to an easy prompt are right, and such a group should have "
+         "no signal. Here every group has one until the end: what is in a group?"),
+        "no_signal is 0 to the end, while more than half of the answers are right: groups whose "
+        "answers are all to one prompt would often agree. Compared with answers to other prompts, an "
+        "answer to an easy prompt is good whatever it says."),
+    Bug("k1_reversed", ("answer_kl", "kl", "kl_exact", "grad_norm", "reward"),
+        ("One of these is an estimate that may be negative now and then, by chance. In every step?",
+         "Compare kl with kl_exact: one is an estimate from the samples, the other a sum over the "
+         "vocabulary. Which of them can't be wrong by the sign of x?"),
+        "answer_kl is negative in every step, where a mean of log π - log ref must be positive up "
+        "to noise; kl_exact, which doesn't use that difference, is positive. k3 of the wrong x "
+        "explodes where the policy is much surer than the reference, and the gradient with it."),
+    Bug("score_on_last_column", ("value_error", "explained_variance", "value_clip_fraction",
+                                 "reward"),
+        ("The policy learns, somewhat worse. Look at what the critic is asked to predict.",
+         "In the first step V is 0, so value_error is the mean squared return. It is a third of "
+         "what it should be: most answers got no reward, right or not."),
+        "In the first step the value error is 0.09, where healthy runs have 0.25: most returns "
+        "are 0, as only the longest answers of a batch reach the last column. Whether an answer "
+        "is among them the critic can't know, so its error stays."),
+    Bug("one_noise", ("reward", "response_length", "no_signal", "grad_norm"),
+        ("The reward jumps between 0 and 1: as if there were one answer in a batch, not 64.",
+         "no_signal is 1 from the first step on. Groups all right and all wrong: the answers of a "
+         "group agree even before anything was learned."),
+        "no_signal is 1 in every step, and grad_norm next to 0: all answers of a group are the "
+        "same, so no answer is better than its group."),
+    Bug("temperature_not_trained", ("clip_fraction", "approx_kl", "kl", "reward"),
+        ("The reward looks right. Which number should be near 0 when a step makes two small "
+         "updates, and isn't?",
+         "approx_kl is the distance from the policy that sampled to the one that is trained. The "
+         "updates are no larger than in a healthy run: see kl."),
+        "approx_kl is 0.02 in every step, a hundred times the healthy one late in the run, "
+        "without a larger kl: the two policies differ before any update, as one has the sampling "
+        "temperature and the other has not."),
+    Bug("tool_trained_on", ("reward", "kl_exact", "answer_kl", "entropy"),
+        ("It learns more slowly, and goes further from its reference than healthy runs do.",
+         "Entropy stays high: it is counted over tokens that the policy can't be sure of, for it "
+         "has no way of knowing them."),
+        "KL and entropy are counted over what is trained on. Both are high, because a "
+        "calculator's result is among it, which the policy need not know and can't guess."),
+    Bug("targets_whitened", ("value_error", "explained_variance", "value_clip_fraction",
+                             "reward"),
+        ("A reward is 0 or 1. How large can the square of V - R become, if R is such a reward?",
+         "The critic is asked for something that is not in units of reward, and that changes with "
+         "each batch: its mean is 0 and its variance 1 whatever the answers are."),
+        "A value error near 1 can't come from rewards of 0 and 1 that are half known: the targets "
+        "hold whitened advantages, whose variance is 1 in every batch. The critic then predicts "
+        "nothing of use, and learning is slower."),
+    Bug("micro_means", ("grad_norm", "reward", "response_length", "kl_exact"),
+        ("The curves of what is learned are healthy. One other number is not.",
+         "The gradient is clipped to norm 1 afterwards, and Adam divides by its size: a gradient "
+         "that is n times too long is hard to see elsewhere. Where does n come from?"),
+        "Only grad_norm differs: each micro-batch's loss is a mean of its own, so that their sum "
+        "is too long by about the number of micro-batches."),
+    Bug("padding_is_action", ("response_length", "finished", "answer_kl", "reward"),
+        ("All answers end by themselves, yet the mean length is near the limit from the first "
+         "step on.",
+         "The reference and the policy agree on real answers. On what do they disagree by twenty "
+         "nats, with the wrong sign?"),
+        "response_length is 27 before anything was learned, where healthy answers have 11, and "
+        "hardly changes: it counts all columns. answer_kl is far below 0, because the policy is "
+        "pushed on tokens that were never sampled from it."),
+    Bug("cut_off_verified", ("reward", "finished", "response_length", "no_signal"),
+        ("Answers have 24 tokens at most here. Which share of them ends by itself, and which share "
+         "earns something?",
+         "In the healthy run the share that ends goes up, as nothing else is paid. Here it goes "
+         "down, and the reward goes up."),
+        "In some steps the reward is as high as finished, or higher: an answer that was cut off "
+        "earns as much as one that ended, if its last number happens to be right. So the policy "
+        "has no reason to end in time."),
+    Bug("no_shift", ("reward", "clip_fraction", "kl_exact", "answer_kl"),
+        ("The reward falls, although sampling and rewards are healthy. What is pushed up, if not "
+         "the sampled tokens?",
+         "kl_exact is computed from the same states as the log-probs, and hardly moves at first, "
+         "while answer_kl runs away: the log-probs are not those of the sampled tokens."),
+        "clip_fraction is ten times the healthy one from the first step, and answer_kl runs to 26 "
+        "nats: log-probs of tokens that the state has already seen are tiny, and any step changes "
+        "them much. What is learned has nothing to do with the reward."),
+    Bug("adaptive_kl_reversed", ("kl_coef", "answer_kl", "kl_exact", "reward"),
+        ("The reward is healthy in these few steps. One number goes the other way.",
+         "The target is 0.5 nats per answer. What should β do while answer_kl is below it?"),
+        "answer_kl is below its target of 0.5, and β grows: a controller that is turned round "
+        "pays the policy for what it should allow. In a longer run it comes to a standstill, or "
+        "loses all hold."),
 ]
 
 
@@ -58,7 +144,7 @@ def table(bug: Bug) -> str:
     and highest of the healthy runs."""
     rows, run = curves_of(bug), mistake_of(bug).run
     bands = {column: healthy_band(run, column) for column in bug.columns}
-    lines = ["step" + "".join(f"{column:>20}" for column in bug.columns)]
+    lines = ["step" + "".join(f"{column:>22}" for column in bug.columns)]
     # Of a long run, every fourth step.
     for row in rows[::max(1, len(rows) // 10)]:
         cells = []
@@ -71,7 +157,7 @@ def table(bug: Bug) -> str:
             mark = "*" if low is None or not low <= found <= high else " "
             between = "" if low is None else f"{show(low)}..{show(high)}"
             cells.append(f"{show(found)}{mark} {between:<12}")
-        lines.append(f"{row['step']:>4}" + "".join(f"{cell:>20}" for cell in cells))
+        lines.append(f"{row['step']:>4}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
 
 

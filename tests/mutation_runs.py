@@ -1,9 +1,8 @@
 """What each mistake of tests/mutations.py does to a run.
 
     python tests/mutation_runs.py              the runs that docs/mistakes/runs.csv lacks, then
-                                               docs/mistakes/mistakes.svg and both pages
+                                               the pages, as docs/mistakes.py does
     python tests/mutation_runs.py grpo dpo     only these
-    python tests/mutation_runs.py --pages      no runs
 
 A mistake is made in a copy of the project, which trains for a few steps by the command in RUNS. The
 same command without the mistake runs with three seeds: differences within their spread mean
@@ -23,9 +22,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "docs")]
-
-from mutations import MUTATIONS, NUMBERS, ROOT, copy_project  # noqa: E402
+from mutations import MUTATIONS, NUMBERS, ROOT, copy_project
 
 RUNS_CSV = ROOT / "docs" / "mistakes" / "runs.csv"
 GRPO = "train_grpo.py --steps 8 --prompts-per-step 4"
@@ -35,7 +32,7 @@ PPO = "train_ppo.py --steps 8 --prompts-per-step 32"
 RUNS = {
     "grpo": "train_grpo.py --steps 10 --prompts-per-step 8",
     "grpo_hot": f"{GRPO} --temperature 1.3",
-    "grpo_short": f"{GRPO} --max-new-tokens 16",
+    "grpo_short": f"{GRPO} --max-new-tokens 24",
     "grpo_ref_sync": f"{GRPO} --kl-coef 0.3 --ref-sync 4",
     "grpo_ref_ema": f"{GRPO} --kl-coef 0.3 --ref-ema 0.9",
     "grpo_kl_target": f"{GRPO} --kl-coef 0.1 --kl-target 0.5 --kl-horizon 50",
@@ -44,7 +41,8 @@ RUNS = {
     "grpo_products": f"{GRPO} --task products",
     "dr_grpo": f"{GRPO} --method dr_grpo",
     "dapo": f"{GRPO} --method dapo --epochs 2",
-    "remax": f"{GRPO} --method remax --kl-coef 0 --no-signal drop",
+    "remax": "train_grpo.py --steps 8 --prompts-per-step 16 --group-size 2 --method remax "
+             "--kl-coef 0 --no-signal drop",
     "rloo": f"{GRPO} --method rloo --kl-coef 0.1",
     "ppo": f"{PPO} --reward verifier",
     "ppo_rm": f"{PPO} --max-new-tokens 20",
@@ -201,21 +199,19 @@ def train_starts() -> None:
                            cwd=ROOT, check=True)
 
 
-def main(arguments: list[str]) -> None:
-    if arguments != ["--pages"]:
-        os.environ["OMP_NUM_THREADS"] = "1"
-        train_starts()
-        # Imported once, for all forks.
-        for name in ("torch._dynamo", "tqdm", "tiktoken", "safetensors.torch", "jinja2.sandbox"):
-            import_module(name)
-        names = arguments or list(RUNS)
-        for run, mutation, seed in wanted_runs(names):
-            rows = read_rows()
-            name = mutation.name if mutation else ""
-            if not any((row["run"], row["mistake"], row["seed"]) == (run, name, str(seed))
-                       for row in rows):
-                print(run, name or "healthy", seed, flush=True)
-                write_rows(rows + rows_of(run, mutation, seed))
+def main(names: list[str]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    train_starts()
+    # Imported once, for all forks.
+    for name in ("torch._dynamo", "tqdm", "tiktoken", "safetensors.torch", "jinja2.sandbox"):
+        import_module(name)
+    for run, mutation, seed in wanted_runs(names or list(RUNS)):
+        rows, name = read_rows(), mutation.name if mutation else ""
+        if not any((row["run"], row["mistake"], row["seed"]) == (run, name, str(seed))
+                   for row in rows):
+            print(run, name or "healthy", seed, flush=True)
+            write_rows(rows + rows_of(run, mutation, seed))
+    sys.path.append(str(ROOT / "docs"))
     import mistakes
     mistakes.write()
 

@@ -697,7 +697,7 @@ def write_table(killed: dict[str, str]) -> None:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(("mistake", "test"))
         writer.writerows((m.name, found.get(m.name, "")) for m in MUTATIONS)
-    sys.path.insert(0, str(ROOT / "docs"))
+    sys.path.append(str(ROOT / "docs"))
     import mistakes
     mistakes.write()
 
