@@ -185,26 +185,26 @@ is made on purpose in a copy of this
 project, and the test in the last column is the first to fail (`python tests/mutations.py --table`).
 
 The copy then trains for a few steps, eight or ten of GRPO and PPO and fifteen of DPO, by one of \
-[the commands below](#the-runs). **Of {all} mistakes {model} change what the trained model can do \
-(how many answers are right, how
-long they are, whether they end), {numbers} show in other numbers of the run alone, and {hidden} \
-are invisible there**: {spread} differ
-by less than seeds without a mistake do, {same} change no number at all, and for {unseen} \
-there is no run here that could show
-them. A curve that rises proves little: it is the tests that find most of these. And a mistake \
-that does nothing in ten steps may do much
-in ten thousand, or in another setting: those that act in special settings only were run with them.
+[the commands below](#the-runs).
+**Of {all} mistakes {model} change what the trained model can do (how many answers are right, how \
+long they are, whether they end),
+{numbers} show in other numbers of the run alone, and {hidden} are invisible there**: {spread} \
+differ by less than seeds without a mistake do, {same}
+change no number at all, and for {unseen} there is no run here that could show them. A curve that \
+rises proves little: it is the tests
+that find most of these. And a mistake that does nothing in ten steps may do much in ten thousand. \
+Some look like an improvement.
 
 In the fourth column a number is the mistake's, and *instead of* stands before that of the same \
 command without it: mean ± standard
-deviation over its seeds, where there are several. The trained model is measured by this project, not by the copy, \
-on {problems} held-out problems, one sampled
-answer each; other numbers are means over the last half of the run's steps, as the copy itself \
-logs them ([what each is](READING_CURVES.md)). A
-difference is named from four times the spread on (that of the command's seeds, or the typical \
-one of all commands if that is larger). To practise: `python exercises/bug.py 1` \
-shows curves, and asks which mistake they are
-of. English | [简体中文](MISTAKES.zh.md)
+deviation over its seeds, where there are several. The trained model is measured by this project, \
+not by the copy, on {problems} held-out
+problems, one sampled answer each; other numbers are means over the last half of the run's steps, \
+as the copy itself logs them ([what
+each is](READING_CURVES.md)). A difference is named from four times the spread on (that of the \
+command's seeds, or the typical one of all
+commands if that is larger). To practise: `python exercises/bug.py 1` shows curves, and asks which \
+mistake they are of. English | [简体中文](MISTAKES.zh.md)
 
 ![Accuracy over training with a mistake, beside the runs without]({figure})
 """,
@@ -218,7 +218,7 @@ of. English | [简体中文](MISTAKES.zh.md)
 {model} 个改变了训练出来的模型（正确率、回答长度、能否结束），{numbers} 个只在运行的其他数字里看得出来，\
 {hidden} 个在运行里看不出来**：{spread} 个的差别小于种子之间的差别，{same} 个不改变任何数字，\
 还有 {unseen} 个，这里没有能显示它的运行。曲线上升说明不了什么：这些错误大多要靠测试发现。十步里没有影响的错误，\
-一万步里或者换一种设置时可能影响很大；只在特殊设置下起作用的，就用那种设置运行。
+一万步里可能影响很大。有的看起来反而更好。
 
 第四列里先写有错误时的数字，“正常为”后面是同一命令没有错误时的数字：有几个种子时是均值 ± 标准差。\
 训练出来的模型由本项目测量，而不是由那份拷贝，用 {problems} 道留出的题，每题采样一个回答；\

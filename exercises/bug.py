@@ -41,8 +41,8 @@ BUGS = [
          "Late in training all answers to an easy prompt are right, and such a group should have "
          "no signal. Here every group has one until the end: what is in a group?"),
         "no_signal is 0 to the end, while more than half of the answers are right: groups whose "
-        "answers are all to one prompt would often agree. Compared with answers to other prompts, an "
-        "answer to an easy prompt is good whatever it says."),
+        "answers are all to one prompt would often agree. Compared with answers to other prompts, "
+        "one to an easy prompt is good whatever it says."),
     Bug("k1_reversed", ("answer_kl", "kl", "kl_exact", "grad_norm", "reward"),
         ("One of these is an estimate that may be negative now and then, by chance. In every step?",
          "Compare kl with kl_exact: one is an estimate from the samples, the other a sum over the "
@@ -205,7 +205,7 @@ def check(bug: Bug, guess: int) -> str:
         return ""
     name = f"mistake {guess} ({guessed.mistake})"
     if script_of(guessed) and script_of(guessed) != script_of(mutation):
-        return f"no: {name} was made in {script_of(guessed)}; this run is {script_of(mutation)}'s"
+        return f"no: {name} was run in {script_of(guessed)}; this run is {script_of(mutation)}'s"
     if kind(guessed) in ("same", "unseen"):
         return f"no: {name} changes no number of such a run, and here some are outside of the band"
     if guessed.run != mutation.run:
