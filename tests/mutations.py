@@ -668,6 +668,9 @@ def failing_test(tests: str, mutation: Mutation | None = None) -> str:
 
 def main(arguments: list[str]) -> int:
     numbers = [argument for argument in arguments if argument != "--table"]
+    if unknown := set(numbers) - set(map(str, NUMBERS.values())):
+        raise SystemExit(f"mutations.py: {', '.join(sorted(unknown))}: no such mistake, "
+                         f"expected 1 to {len(MUTATIONS)}")
     wanted = [m for m in MUTATIONS if not numbers or str(NUMBERS[m.name]) in numbers]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         if failed := failing_test(
