@@ -133,17 +133,17 @@ def sample_until_signal(config, answer, batch, step):
     return concatenate(rollouts), torch.cat(all_rewards)
 
 
-def advantages_of(config, answer, batch, step, rewards, old_logp, ref_logp, mask, kl_coef,
-                  sampler_logp=None):
-    """The method's advantages, times importance weights if there is a cap on them. (B, T)
+def advantages_of(config, answer, batch, step, rewards, old_logp, ref_logp, rollout, kl_coef):
+    """The method's advantages; with --importance-cap, times importance weights. (B, T)
 
-    sampler_logp: needed where there is. No weight is below 0, so to weigh an advantage is to weigh
-    its clipped loss: max(-wA ρ, -wA clip(ρ)) = w max(-A ρ, -A clip(ρ))."""
+    No weight is below 0, so to weigh an advantage is to weigh its clipped loss:
+    max(-wA ρ, -wA clip(ρ)) = w max(-A ρ, -A clip(ρ))."""
+    mask = rollout.mask
     advantages = unweighted_advantages(config, answer, batch, step, rewards, old_logp, ref_logp,
                                        mask, kl_coef)
     if config.importance_cap:
-        weights = importance_weights(old_logp, sampler_logp, mask, config.importance_cap)
-        advantages = advantages * weights
+        advantages = advantages * importance_weights(old_logp, rollout.logp, mask,
+                                                     config.importance_cap)
     return advantages
 
 
