@@ -152,7 +152,7 @@ def importance_weights(old_logp, sampler_logp, mask, cap):
 
     The cap bounds the variance, and is a bias. It is a bias too that a token's weight leaves out
     the tokens before it: the exact one is the product of them all. Yao et al. 2025, "Your efficient
-    RL framework secretly brings you off-policy RL training"."""
+    RL framework secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl."""
     log_ratio = (old_logp - sampler_logp).masked_fill(~mask, 0)
     return log_ratio.exp().clamp(max=cap) * mask
 

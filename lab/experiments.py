@@ -149,7 +149,8 @@ EXPERIMENTS = {
         "An answer may run on after its reward is decided: what makes it longer?",
         {},
         [("length of wrong answers (tokens)", "step", "wrong_length"),
-         ("length of right answers (tokens)", "step", "right_length")],
+         ("length of right answers (tokens)", "step", "right_length"),
+         ("wrong answers longer by (tokens)", "step", "gap")],
         base="seq-sum",
         expected="What follows the verdict can't change the reward, so an unbiased gradient leaves "
         "length alone, but for a random walk. seq-mean divides an answer's gradient by the "
@@ -165,7 +166,7 @@ EXPERIMENTS = {
         {},
         [("right answers, sampled (share)", "setting", "accuracy"),
          ("KL of the sampler to the policy (nats per answer)", "setting", "kl"),
-         ("weights above 2 (share)", "setting", "above_cap")],
+         ("spread of a token's log-ratio (nats)", "setting", "spread")],
         base="fresh",
         expected="The policy gradient is an expectation over the policy's own answers; over "
         "another sampler's it is biased, and the more so the further that sampler is away. "
