@@ -130,8 +130,8 @@ ROWS = {
         "每一遍之前都重新计算旧的对数概率",
         "每一遍开始时比率都是 1：没有什么限制策略"),
     "Importance weights upside down": ("重要性权重取了倒数", "采样器抽得过多的，反而更重"),
-    "With one update per step, the sampler's log-probs for the policy's, weights or no": (
-        "每步只更新一次时，用了权重仍以采样器的对数概率代替策略的",
+    "Importance weights where the sampler's log-probs stand for the policy's": (
+        "重要性权重用采样器的对数概率代替了策略的",
         "重要性权重全是 1"),
 }
 HEADER = "| | 错误 | 看到的现象 | 见于 | 在这里改动的文件 | 首先发现它的测试 |"

@@ -471,7 +471,7 @@ MUTATIONS = [
              "log_ratio = (old_logp - sampler_logp)",
              "log_ratio = (sampler_logp - old_logp)",
              "test_stale.py test_policy_gradient.py"),
-    Mutation("42v", "With one update per step, the sampler's log-probs for the policy's, weights or no",
+    Mutation("42v", "Importance weights where the sampler's log-probs stand for the policy's",
              "every importance weight is 1",
              "",
              "methods.py",

@@ -33,7 +33,9 @@ def test_demonstrations_say_nothing_of_the_verdict():
 
 def test_lengths_are_of_sampled_tokens():
     """Three answers by hand. Four tokens are told, and don't count."""
-    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 0], [0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 0, 0, 0, 0]]).bool()
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 0],
+                         [0, 1, 1, 0, 0, 1, 1],
+                         [0, 1, 0, 0, 0, 0, 0]]).bool()
     rollout = Rollout(torch.zeros(3, 7), mask, torch.zeros(3, 7), torch.ones(3).bool(),
                       torch.ones(3), torch.full((3,), 7))
     found = length.measure(rollout, torch.tensor([0.0, 0.0, 1.0]))

@@ -1201,7 +1201,7 @@ GRPO_CASES = {
 
 
 def let_the_sampler_differ(monkeypatch):
-    """As if another engine had sampled: the log-probs that a rollout brings are off by up to 0.4."""
+    """As if another engine had sampled: a rollout's log-probs are off by up to 0.4."""
     generate = parallel.generate
 
     def differing(*arguments, **named):
@@ -1212,13 +1212,13 @@ def let_the_sampler_differ(monkeypatch):
     monkeypatch.setattr(parallel, "generate", functools.wraps(generate)(differing))
 
 
-def importance_weights(entries, scored, cap):
-    """min(π / μ, cap) of each token of each answer."""
+def importance_ratios(entries, scored):
+    """π / μ of each token of each answer."""
     sampler = []
     for generated in entries.of("generate"):
         rollout = generated.result
         sampler += [row[mask].tolist() for row, mask in zip(rollout.logp.double(), rollout.mask)]
-    return [[min(math.exp(x - y), cap) for x, y in zip(*rows, strict=True)]
+    return [[math.exp(x - y) for x, y in zip(*rows, strict=True)]
             for rows in zip(scored.logp, sampler, strict=True)]
 
 
@@ -1298,11 +1298,15 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
         baselines = [worth(weight[prompt], answer) for prompt, answer, _ in greedy]
         scored = Scored(answers, policy, reference, s.temperature)
         advantages = token_advantages(s, scored, scores, baselines, kl_coef)
+        sampler = {}
         if s.importance_cap:
-            weights = importance_weights(entries, scored, s.importance_cap)
-            assert min(map(min, weights)) < 0.8 and max(map(max, weights)) == s.importance_cap
-            advantages = [[w * a for w, a in zip(*both, strict=True)]
-                          for both in zip(weights, advantages, strict=True)]
+            ratios = importance_ratios(entries, scored)
+            advantages = [[min(ratio, s.importance_cap) * a for ratio, a in zip(*both, strict=True)]
+                          for both in zip(ratios, advantages, strict=True)]
+            ratios = flatten(ratios)
+            sampler = {"sampler_kl": mean([ratio - 1 - math.log(ratio) for ratio in ratios]),
+                       "capped": mean([ratio > s.importance_cap for ratio in ratios])}
+            assert min(ratios) < 0.8 and 0 < sampler["capped"] < 1
 
         # The groups that are used: where some are left out, the first that have a signal.
         groups = [range(i, i + s.group_size) for i in range(0, len(answers), s.group_size)]
@@ -1353,7 +1357,7 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
             found = evaluation(entries, policy)
         assert_row(row, {
             "step": step + 1, "reward": mean(scores), **scored.row(), "kl_coef": kl_coef,
-            "samples": len(answers) + len(greedy), "no_signal": 1 - mean(signal),
+            **sampler, "samples": len(answers) + len(greedy), "no_signal": 1 - mean(signal),
             **{name: mean(numbers) for name, numbers in noted.items()},
             "updates": sum(norm > 0 for norm in norms), "grad_norm": mean(norms), **found,
             "skipped_updates": 0}, sum(len(answer) for _, answer, _ in answers))
