@@ -98,3 +98,19 @@ def test_denominators_are_those_of_the_loop():
     """What `gradients` divides by is what count_for gives."""
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     assert [count_for(mask, mode, 48).item() for mode in length.MODES] == [2, 6, 96]
+
+
+def test_a_run_that_is_there_is_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
+    def train(mode, seed, steps):
+        ran.append((mode, seed))
+        return [{"line": "", "setting": mode, "seed": seed, "step": step, "accuracy": 0.5,
+                 "wrong_length": 12.5 + step, "right_length": 10} for step in range(steps + 1)]
+    monkeypatch.setattr(length, "train", train)
+    rows = length.run(tmp_path, 2, quick=False)
+    assert sorted(ran) == sorted((mode, seed) for mode in length.MODES for seed in (0, 1))
+    assert len(rows) == 6 * 41 and [row["gap"] for row in rows[:2]] == ["2.500", "3.500"]
+    assert length.run(tmp_path, 2, quick=False) == rows and len(ran) == 6
+    # A quick run is another one.
+    assert len(length.run(tmp_path, 1, quick=True)) == 3 * 21

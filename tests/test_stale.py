@@ -1,4 +1,6 @@
 """The world of stale answers (lab/stale.py), and the truncated weights that it tries."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,19 @@ def test_the_sampler_is_so_many_steps_old(age, monkeypatch):
     for step in range(5):
         assert torch.equal(sampled_from[step], weights[max(0, step - age)])
         assert step == 0 or not torch.equal(weights[step], weights[step - 1])
+
+
+def test_every_sampler_has_its_runs(tmp_path, monkeypatch):
+    ran = []
+
+    def train(name, correction, seed, steps, **differs):
+        ran.append((name, correction))
+        assert differs == stale.SAMPLERS[name]
+        return [{"step": 0}]
+    monkeypatch.setattr(stale, "train", train)
+    assert len(stale.run(tmp_path, 1, quick=True)) == 16
+    others = [name for name in stale.SAMPLERS if name != "fresh"]
+    assert sorted(ran) == sorted([("fresh", ""), *itertools.product(others, stale.CORRECTIONS)])
 
 
 def random_inputs():
