@@ -247,6 +247,18 @@ def test_whole_answers_weights_are_exact_and_tokens_weights_are_nearer(world):
     assert 0.1 < by_token < capped < 0.5 * without
 
 
+def test_what_weights_mend_they_pay_for_in_variance(world):
+    """Of one answer's gradient. With whole answers' weights, which are exact, it is 2.2 to 20 times
+    that with tokens' weights, and that is 1.4 to 3.4 times that with a cap of 2."""
+    sampler = World(7)
+    logp, sampler_logp = world.logp.detach(), sampler.logp.detach()
+    by_token = importance_weights(logp, sampler_logp, MASK, math.inf)
+    whole = by_token.masked_fill(~MASK, 1).prod(1, keepdim=True).expand(15, 3)
+    found = [world.variance(sampler.p, (world.score[:, None] * weights)[:, None])
+             for weights in (by_token.clamp(max=2), by_token, whole)]
+    assert 1.3 * found[0] < found[1] < found[2] / 2
+
+
 def test_a_single_token_has_the_exact_weight(world):
     """Where answers are one token, weights without a cap give ∇J, and a cap bends it."""
     root = torch.log_softmax(world.theta[0], 0)                             # (3,)
