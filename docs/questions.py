@@ -1494,14 +1494,14 @@ PRACTICE = [
         numbers=("[Right answers](lab/stale.md) after 60 steps: {stale/fresh/accuracy} with fresh "
                  "answers, {stale/bfloat16/accuracy} sampled in bfloat16, "
                  "{stale/4 steps old/accuracy} with weights 4 steps old; with those, "
-                 "{stale/4 steps old, the ratio/accuracy} with the sampler's log-probs in the "
-                 "ratio, {stale/4 steps old, truncated weights/accuracy} with truncated weights "
+                 "{stale/4 steps old + the ratio/accuracy} with the sampler's log-probs in the "
+                 "ratio, {stale/4 steps old + truncated weights/accuracy} with truncated weights "
                  "(five seeds)."),
         numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：新鲜的回答 {stale/fresh/accuracy}，"
                     "bfloat16 采样 {stale/bfloat16/accuracy}，旧 4 步的权重采样 "
                     "{stale/4 steps old/accuracy}；这时把采样器的对数概率放进比率，有 "
-                    "{stale/4 steps old, the ratio/accuracy}，用截断的权重，有 "
-                    "{stale/4 steps old, truncated weights/accuracy}（五个种子）。")),
+                    "{stale/4 steps old + the ratio/accuracy}，用截断的权重，有 "
+                    "{stale/4 steps old + truncated weights/accuracy}（五个种子）。")),
     Question(
         question="What happens at the end of an answer: stop token, length limit?",
         answer=("The stop token is an action: it was chosen, so it is trained. An answer that "

@@ -97,7 +97,7 @@ def sample_answers(sampler, tokenizer, seed, step, temperature=1.0, purpose="sam
     return rollout, torch.tensor(rewards).float()
 
 
-def train(name, correction, seed, steps, age=0, dtype=torch.float32, temperature=1.0):
+def train(setting, correction, seed, steps, age=0, dtype=torch.float32, temperature=1.0):
     """GRPO on the sampler's answers. -> a row for each step: the policy before its updates"""
     start, tokenizer = train_sft(seed)
     policy = copy.deepcopy(start)
@@ -110,7 +110,7 @@ def train(name, correction, seed, steps, age=0, dtype=torch.float32, temperature
         tokens, mask = rollout.tokens, rollout.mask
         with torch.no_grad():
             old_logp = token_log_probs(policy, tokens, mask)                    # (B, T)
-        rows.append({"line": name, "setting": correction, "seed": seed, "step": step,
+        rows.append({"line": "", "setting": setting, "seed": seed, "step": step,
                      **measure(policy, tokenizer, seed, step, rollout, old_logp)})
 
         advantages = grpo_advantages(rewards, GROUP_SIZE)[:, None].expand(mask.shape)
@@ -157,7 +157,9 @@ def run(out, seeds, quick) -> list[dict]:
         for name, differs in SAMPLERS.items():
             # A fresh sampler's weights are 1.
             for correction in CORRECTIONS if differs else [""]:
-                file = f"stale {name} {correction} {steps}-{seed}.csv".replace(" ", "_")
+                setting = " + ".join(filter(None, (name, correction)))
+                file = f"stale {setting} {steps}-{seed}.csv".replace(" ", "_")
                 rows += run_once(out / "runs" / file, functools.partial(
-                    train, name, correction, seed, steps, **differs))
-    return rows
+                    train, setting, correction, seed, steps, **differs))
+    # The steps in which accuracy was measured.
+    return [row for row in rows if row["accuracy"]]

@@ -81,10 +81,12 @@ def test_the_sampler_is_so_many_steps_old(age, monkeypatch):
 def test_every_sampler_has_its_runs(tmp_path, monkeypatch):
     ran = []
 
-    def train(name, correction, seed, steps, **differs):
+    def train(setting, correction, seed, steps, **differs):
+        name, *corrections = setting.split(" + ")
+        assert corrections == ([correction] if correction else [])
         ran.append((name, correction))
         assert differs == stale.SAMPLERS[name]
-        return [{"step": 0}]
+        return [{"step": 0, "accuracy": 0.5}, {"step": 1, "accuracy": ""}]
     monkeypatch.setattr(stale, "train", train)
     assert len(stale.run(tmp_path, 1, quick=True)) == 16
     others = [name for name in stale.SAMPLERS if name != "fresh"]
