@@ -994,7 +994,7 @@ GROUPS = [
               "train_grpo.py:main:denominator = count_for"],
         tests=["test_policy_gradient.py::test_dr_grpo_is_the_gradient_times_a_constant",
                "test_scripts.py::test_dr_grpo_divides_by_a_constant"],
-        experiment="table",
+        experiment="aggregation",
         english="No std and no division by an answer's length: (G − 1)/G of the true gradient.",
         in_chinese="不除标准差，也不除回答长度：梯度只差一个常数倍。"),
     Concept(
