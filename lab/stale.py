@@ -44,6 +44,7 @@ PROMPTS = 32            # per step
 GROUP_SIZE = 8          # answers to each prompt
 MINIBATCHES = 2
 MAX_NEW_TOKENS = 6
+# So high that 4 steps of age show: tried on a seed that is in no table.
 LR = 1e-3
 CAP = 2.0
 EVAL_EVERY = 5
@@ -116,8 +117,7 @@ def train(setting, correction, seed, steps, age=0, dtype=torch.float32, temperat
         advantages = grpo_advantages(rewards, GROUP_SIZE)[:, None].expand(mask.shape)
         if correction == "truncated weights":
             # No weight is below 0: to weigh the advantage is to weigh the loss.
-            advantages = advantages * importance_weights(old_logp, rollout.logp, mask,
-                                                             CAP)
+            advantages = advantages * importance_weights(old_logp, rollout.logp, mask, CAP)
         if correction == "the ratio":
             old_logp = rollout.logp
         rng = torch_rng(seed, step, "stale mini-batches")
