@@ -142,6 +142,10 @@ ROWS = {
     "Old log-probs taken anew before each pass": (
         "每一遍之前都重新计算旧的对数概率",
         "每一遍开始时比率都是 1：没有什么限制策略"),
+    "Importance weights upside down": ("重要性权重取了倒数", "采样器抽得过多的，反而更重"),
+    "Importance weights where the sampler's log-probs stand for the policy's": (
+        "重要性权重用采样器的对数概率代替了策略的",
+        "重要性权重全是 1"),
 }
 # A section -> the same in Chinese.
 TITLES = {
@@ -157,6 +161,8 @@ TITLES = {
 }
 # Why nothing shows -> the same in Chinese.
 UNSEEN = {
+    "in float32 the sampler is the policy, and all weights are 1":
+        "float32 下采样器就是策略，权重全是 1",
     "no script whitens and keeps the mean": "没有脚本在白化时保留均值",
     "--group-size 1 is refused before it comes to this": "`--group-size 1` 在这之前就被拒绝",
     "the built-in prompts hold no special-token text": "内置任务的提示词里没有特殊 token 的文本",
