@@ -79,8 +79,7 @@ def test_each_mistake_has_a_run_or_a_reason():
 def test_the_runs_are_whole():
     runs = effects.runs()
     for (run, mistake), seeds in runs.items():
-        assert MISTAKE_SEED in seeds and set(seeds) <= set(HEALTHY_SEEDS)
-        assert not mistake or len(seeds) == 1
+        assert set(seeds) == ({MISTAKE_SEED} if mistake else set(HEALTHY_SEEDS))
         n_steps = int(re.search(r"--steps (\d+)", RUNS[run]).group(1))
         for rows in seeds.values():
             steps = [int(row["step"]) for row in rows]
