@@ -8,7 +8,8 @@
 
 A reward model is right about answers like those it has seen. What climbs its score leaves them, and
 from then on finds answers that the model is wrong about. Gold is the verifier, which no reward
-model sees. Two ways to climb, drawn over √KL to the SFT model (Gao et al. 2022, arXiv:2210.10760):
+model sees. Two ways to climb, drawn over √KL to the SFT model, as Gao et al. 2022
+(arXiv:2210.10760) draw them:
 
     policy gradient    PPO's clipped loss, no KL penalty, RLOO's baseline in the critic's place
     best of n          the answer with the highest score of n of the SFT model's own answers; its KL
@@ -161,7 +162,7 @@ def best_of_n(scores, gold, n: int) -> float:
     """The expected gold score of the best of n answers, drawn without replacement from those of a
     row: the one at place i from below is the best of C(i, n - 1) of C(SAMPLES, n) draws.
 
-    Unbiased, and uses all answers (Nakano et al. 2021, arXiv:2112.09332, appendix). (P, S), (P, S)"""
+    scores, gold (P, SAMPLES). Unbiased (Nakano et al. 2021, arXiv:2112.09332, appendix I)."""
     S = scores.shape[1]
     order = scores.argsort(1)
     weights = torch.tensor([math.comb(i, n - 1) / math.comb(S, n) for i in range(S)])
