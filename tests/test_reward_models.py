@@ -1,0 +1,64 @@
+"""lab/reward_models.py: best of n by hand, scores that compare, and what an ensemble makes of
+them."""
+import importlib.util
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+SPEC = importlib.util.spec_from_file_location(
+    "reward_models", Path(__file__).parent.parent / "lab" / "reward_models.py")
+reward_models = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(reward_models)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_best_of_n_is_the_mean_over_all_draws(n):
+    scores = torch.tensor([[0.3, 2.0, -1.0, 0.9, 1.1], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    gold = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 1.0, 1.0, 1.0]])
+    expected = []
+    for row_scores, row_gold in zip(scores.tolist(), gold.tolist()):
+        draws = list(itertools.combinations(range(5), n))
+        expected.append(sum(row_gold[max(draw, key=row_scores.__getitem__)] for draw in draws)
+                        / len(draws))
+    assert reward_models.best_of_n(scores, gold, n) == pytest.approx(sum(expected) / 2)
+
+
+def test_kl_of_best_of_n_is_that_of_its_distribution():
+    """Of many equally likely answers, best of n takes the i-th from below with (i^n - (i-1)^n) /
+    m^n."""
+    m, n = 4000, 8
+    best = torch.arange(0, m + 1, dtype=torch.float64).div(m).pow(n).diff()
+    kl = (best * (best * m).clamp(min=1e-300).log()).sum().item()
+    assert reward_models.kl_of_best_of(n) == pytest.approx(kl, abs=1e-3)
+    assert reward_models.kl_of_best_of(1) == 0
+
+
+def test_ensemble():
+    scores = torch.tensor([[1.0, -2.0, 0.5], [3.0, 0.0, 0.5], [2.0, -1.0, -4.0]])
+    assert reward_models.combine(scores, "mean").tolist() == [2.0, -1.0, -1.0]
+    assert reward_models.combine(scores, "least").tolist() == [1.0, -2.0, -4.0]
+
+
+def test_scores_are_standardised_on_what_was_sampled():
+    def score(tokens):
+        return tokens.float() * 3 + 7
+    tokens = torch.tensor([[0, 1], [0, 2], [0, 5]])
+    mask = torch.tensor([[False, True]] * 3)
+    which = torch.tensor([[0, 0, 1], [2, 2, 2]])
+    model = reward_models.Standardised(score, tokens, mask, which)
+    sampled = model(tokens, mask)[which]
+    assert sampled.mean().item() == pytest.approx(0, abs=1e-6)
+    assert sampled.std().item() == pytest.approx(1, abs=1e-6)
+    # Order and ratios of differences stay.
+    a, b, c = model(tokens, mask).tolist()
+    assert (c - b) / (b - a) == pytest.approx(3)
+
+
+def test_ensembles_see_the_pairs_that_one_model_sees():
+    parts, _ = reward_models.REWARDS["mean of three"]
+    [all_pairs], _ = reward_models.REWARDS["3,072 pairs"]
+    assert sorted(i for part in parts for i in part) == list(all_pairs)
+    assert math.isclose(max(reward_models.N), reward_models.SAMPLES)
