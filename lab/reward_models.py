@@ -41,11 +41,11 @@ from support.pretrained import load_pretrained
 from task import held_out_problems, task_reward
 from train_rm import pad_pairs, score
 
-RM_STEPS, RM_BATCH, RM_LR = 100, 32, 5e-4
-STEPS = 40
+RM_STEPS, RM_BATCH, RM_LR = 64, 32, 5e-4
+STEPS = 20
 ANSWERS, GROUP_SIZE = 64, 4     # per step; to each prompt
 EPOCHS = 2                      # updates per step
-LR = 2e-4
+LR = 4e-4
 MAX_NEW_TOKENS = 32
 UNFINISHED = -5.0               # the standardised score of an answer that was cut off
 PROBLEMS, SAMPLES = 32, 256     # of best-of-n
