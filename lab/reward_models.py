@@ -22,14 +22,15 @@ model which happens to lie lowest. Mean and least: Coste et al. 2023 (arXiv:2310
 import copy
 import json
 import math
-import sys
+import os
 from pathlib import Path
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
+import compare
 from advantages import rloo_advantages
 from evaluate import answer
+from lab.experiments import RM, SFT, Experiment
 from losses import ppo_policy_loss, reward_model_loss
 from model import ScalarModel
 from rollout import generate, sequence_scores, token_log_probs
@@ -113,12 +114,13 @@ def combine(scores, how: str):
 
 # ---------------------------------------------------------------------------- two ways to climb it
 
-def climb(policy, tokenizer, reward_models, how: str, seed: int) -> list[dict]:
-    """Policy gradient on the reward. -> for each step, the KL, the reward and the gold score."""
-    start, policy = policy, copy.deepcopy(policy)
+def climb_by_gradient(start, tokenizer, reward_models, how: str, seed: int,
+                      steps: int) -> list[dict]:
+    """-> for each step, the KL, the reward and the gold score of what the policy samples"""
+    policy = copy.deepcopy(start)
     optimizer = torch.optim.Adam(policy.parameters(), LR)
     rows = []
-    for step in range(STEPS):
+    for step in range(steps):
         prompts = make_prompts(tokenizer, ANSWERS // GROUP_SIZE, seed, step)
         rollout = generate(policy, repeat_each(prompts, GROUP_SIZE), MAX_NEW_TOKENS,
                            tokenizer.stop_ids, generator=torch_rng(seed, step, "climb"))
@@ -173,8 +175,14 @@ def kl_of_best_of(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def run(sft: Path, pairs_of: Path, seed: int, log=print) -> list[dict]:
-    """All settings of a seed. -> rows of reward_models.csv"""
+def climb_best_of_n(scores, gold) -> list[dict]:
+    """-> for each n, the KL, the reward and the gold score of the best of n. (P, SAMPLES) each"""
+    return [{"step": n, "answer_kl": kl_of_best_of(n), "best_proxy": best_of_n(scores, scores, n),
+             "best_gold": best_of_n(scores, gold, n)} for n in N]
+
+
+def run_seed(sft: Path, pairs_of: Path, seed: int, steps: int = STEPS) -> list[dict]:
+    """All rewards, from one SFT model."""
     policy, tokenizer = load_pretrained(sft)
     pairs = read_pairs(pairs_of)
     tokens, mask, finished, which, gold = sample_start(policy, tokenizer)
@@ -187,11 +195,22 @@ def run(sft: Path, pairs_of: Path, seed: int, log=print) -> list[dict]:
         models = [trained[part] for part in parts]
         scores = combine(torch.stack([model(tokens, mask) for model in models]), how)
         scores = torch.where(finished, scores, UNFINISHED)[which]               # (P, S)
-        for n in N:
-            rows.append({"line": "best of n", "setting": setting, "seed": seed, "step": n,
-                         "answer_kl": kl_of_best_of(n), "proxy": best_of_n(scores, scores, n),
-                         "gold": best_of_n(scores, gold, n)})
-        for row in climb(policy, tokenizer, models, how, seed):
-            rows.append({"line": "policy gradient", "setting": setting, "seed": seed, **row})
-        log(setting, rows[-1])
+        found = climb_best_of_n(scores, gold)
+        found += climb_by_gradient(policy, tokenizer, models, how, seed, steps)
+        for row in found:
+            rows.append({"line": "", "setting": setting, "seed": seed, "gold": "", "proxy": "",
+                         "best_gold": "", "best_proxy": "", **row})
+    return rows
+
+
+def run(out: Path, seeds: int, quick: bool) -> list[dict]:
+    """The rows of reward_models.csv: of best of n, where `step` is n, and of the policy gradient.
+
+    SFT models and pairs are those of the table's runs in `out`."""
+    pairs = Experiment("", {("", "reward model"): RM}, [])
+    compare.run_all(out, pairs, seeds, jobs=os.cpu_count() or 1)
+    rows = []
+    for seed in range(seeds):
+        sft, rm = (compare.run_path(out, command, seed) for command in (SFT, RM))
+        rows += run_seed(sft / "model", rm, seed, STEPS // 2 if quick else STEPS)
     return rows

@@ -1,17 +1,12 @@
 """lab/reward_models.py: best of n by hand, scores that compare, and what an ensemble makes of
 them."""
-import importlib.util
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-SPEC = importlib.util.spec_from_file_location(
-    "reward_models", Path(__file__).parent.parent / "lab" / "reward_models.py")
-reward_models = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(reward_models)
+from lab import reward_models
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
