@@ -8,6 +8,7 @@ from pathlib import Path
 from concepts import ROOT
 
 sys.path.append(str(ROOT))
+from lab.experiments import EXPERIMENTS
 from lab.report import experiment_page, results_page
 from support import gradient_page
 from support.plot import read_csv
@@ -124,7 +125,26 @@ CHINESE = {
     "GRPO: what is averaged over what, and what that does to length":
         "GRPO：对什么求平均，对长度有什么影响",
     "DAPO: groups without signal, left out or replaced": "DAPO：无信号的组，跳过还是补上",
+    "GRPO, 64 answers per step: does the clip hold the policy, or the KL penalty?":
+        "GRPO，每步 64 个回答：是裁剪拉住策略，还是 KL 惩罚？",
+    "Over-optimisation: more pairs, three reward models instead of one, best of n":
+        "奖励过优化：更多偏好对、三个奖励模型代替一个、n 选一（best of n）",
+    "A model that knows two tasks is trained by reward on one: what is left of the other?":
+        "会两个任务的模型，只用奖励训练其中一个：另一个还剩多少？",
     # What was expected.
+    EXPERIMENTS["clip_kl"].expected:
+        "两者都让策略留在某处附近：裁剪是本步采样时的策略附近，KL 惩罚是初始策略附近。一遍（两次更新）时比值接近 1，裁剪几乎不起作用："
+        "应当只有惩罚能降低与初始模型的 KL。四遍（八次更新）时，裁剪也应当降低它并保住正确率，没有惩罚时最明显：两者有一个就差不多够了。"
+        "更高的裁剪上界（DAPO）让正确回答里概率小的 token 每步升得更多：最后的熵和 pass@8 应当更高。",
+    EXPERIMENTS["reward_models"].expected:
+        "以 √KL 为横轴，奖励模型对所见回答判断正确时，正确率上升；之后打分继续上升而正确率下降（Gao 等 2022）。更多偏好对和集成应当使峰值"
+        "更晚、下降更缓，因为各个模型不共有的错误在均值里不起作用；三者取最小应当最谨慎（Coste 等 2023）。同样的 KL，n 选一应当比策略"
+        "梯度得到更多：它几乎是一个 nat 能买到的最大奖励，而策略的 KL 有一部分花在奖励并不要求的变化上。但它止于 4.5 nats，到不了深处的下降。",
+    EXPERIMENTS["forgetting"].expected:
+        "没有梯度保住另一个任务，而两个任务共用全部权重：被训练任务的正确率上升时，另一个任务的正确率应当下降，训练越久降得越多。对被训练"
+        "任务的回答加 KL 惩罚（β = 0.1、0.5），只在提问之处拉住策略，但拉住的是同样的权重：下降应当变缓，代价是学得慢些。每次更新混入另一个"
+        "任务的示范（权重 0.5 的 SFT 损失，即 InstructGPT 的 PPO-ptx）应当完全防止下降。遗忘的多少应当随与初始模型的 KL 而定（Shenfeld 等 "
+        "2025）。用被训练任务的示范代替奖励做同样多次更新，应当达到同样的正确率而忘得更多。",
     # What is measured.
     "right answers, sampled (share)": "采样正确率",
     "KL to the SFT model (nats per answer)": "与 SFT 模型的 KL（每个回答的 nats）",
@@ -132,11 +152,25 @@ CHINESE = {
     "explained variance of the critic": "价值模型的解释方差",
     "answer length (tokens)": "回答长度（token）",
     "samples per step": "每步样本数",
+    "one of 8 answers is right (pass@8, share)": "8 个回答中至少一个正确（pass@8）",
+    "entropy (nats per token)": "熵（每个 token 的 nats）",
+    "right answers, policy gradient (share)": "正确率，策略梯度",
+    "right answers, best of n (share)": "正确率，n 选一",
+    "the reward, policy gradient": "奖励，策略梯度",
+    "the reward, best of n": "奖励，n 选一",
+    "right answers at the other task (share)": "另一个任务的正确率",
+    "right answers at the trained task (share)": "被训练任务的正确率",
+    "KL to the start at the trained task (nats per answer)":
+        "被训练任务上与初始模型的 KL（每个回答的 nats）",
     # Settings; what is neither here nor in PARTS, such as G = 8, stays as it is.
     "none": "不加惩罚", "k1 in the loss": "k1 放进损失", "k2 in the loss": "k2 放进损失",
     "k3 in the loss": "k3 放进损失", "k1 in the reward": "k1 放进奖励",
     "frozen": "冻结", "EMA 0.9": "EMA 0.9 跟随", "synced every 10": "每 10 步替换",
     "left out": "跳过", "replaced": "补上",
+    "256 pairs": "256 对", "1,024 pairs": "1,024 对", "3,072 pairs": "3,072 对",
+    "mean of three": "三者的均值", "least of three": "三者的最小值",
+    "demonstrations of the other task": "混入另一个任务的示范",
+    "imitation instead of reward": "以模仿代替奖励",
     "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM），不加 KL",
     "DPO without NLL": "DPO，不加 NLL",
     # Columns of tables.
@@ -174,6 +208,7 @@ CHINESE = {
 PARTS = {
     "critic from the policy": "价值模型从策略开始",
     "critic from the reward model": "价值模型从奖励模型开始",
+    "1 epoch": "1 遍", "4 epochs": "4 遍", "clip 0.2 to 0.28": "裁剪 0.2 到 0.28",
     "clip 0.2": "裁剪 0.2", "no clip": "不裁剪", "epochs = ": "遍数 = ",
 }
 
