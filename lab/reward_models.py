@@ -164,7 +164,7 @@ def best_of_n(scores, gold, n: int) -> float:
     """The expected gold score of the best of n answers, drawn without replacement from those of a
     row: the one at place i from below is the best of C(i, n - 1) of C(SAMPLES, n) draws.
 
-    scores, gold (P, SAMPLES). Unbiased (Nakano et al. 2021, arXiv:2112.09332, appendix I)."""
+    scores, gold (P, SAMPLES). Unbiased (Nakano et al. 2021, arXiv:2112.09332, appendix)."""
     S = scores.shape[1]
     order = scores.argsort(1)
     weights = torch.tensor([math.comb(i, n - 1) / math.comb(S, n) for i in range(S)])
