@@ -195,10 +195,10 @@ CHINESE = {
     "rises.": "{} 个种子的均值 ± 标准差。粗体：打分上升而正确率下降，且超出种子间的波动。",
     "Mean ± standard deviation over {} seeds.": "{} 个种子的均值 ± 标准差。",
     "length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers that the "
-    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of the "
-    "training script. models: full models in memory while it trains.":
+    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of "
+    "processor time, of the training script. models: full models in memory while it trains.":
         "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；"
-        "DPO 一类方法从偏好对学习。秒：训练脚本的用时。模型数：训练时内存里完整模型的个数。",
+        "DPO 一类方法从偏好对学习。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数。",
     "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation and "
     "at the end:":
         "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估和最后一次：",
