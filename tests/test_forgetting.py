@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from lab import forgetting
+from lab.report import report, write_csv
 from losses import sft_loss
 from rollout import token_log_probs
 from support.data import pad_batch
@@ -11,8 +12,8 @@ from support.models import numpy_rng, torch_rng
 
 @pytest.fixture(scope="module")
 def start():
-    """A model that knows a little: SFT cut to ten steps."""
-    steps, forgetting.SFT_STEPS = forgetting.SFT_STEPS, 10
+    """A model that knows next to nothing: SFT cut to two steps."""
+    steps, forgetting.SFT_STEPS = forgetting.SFT_STEPS, 2
     yield forgetting.train_start(0)
     forgetting.SFT_STEPS = steps
 
@@ -78,3 +79,16 @@ def test_demonstrations_of_the_other_task_are_imitated(start, monkeypatch):
         torch.testing.assert_close(found, right, atol=1e-6, rtol=1e-4)
     # k3 has its minimum at the start: no gradient there.
     assert max(g.abs().max() for g in moved[1]) < 1e-5
+
+
+def test_the_page_has_a_column_for_each_measurement(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(forgetting, "PROBLEMS", 2)
+    monkeypatch.setattr(forgetting, "EVAL_EVERY", 1)
+    monkeypatch.setattr(forgetting, "ANSWERS", 8)
+    monkeypatch.setattr(forgetting, "train_start", lambda seed: start)
+    write_csv(tmp_path / "forgetting.csv", forgetting.run_seed(0, steps=1))
+    report(tmp_path, "forgetting")
+    _, _, table, *_ = (tmp_path / "forgetting.md").read_text().split("\n\n")
+    lines = table.split("\n")
+    assert lines[0].count("(share)") == 2 and lines[0].count("nats") == 1
+    assert [line.split(" | ")[0][2:] for line in lines[2:]] == list(forgetting.SETTINGS)

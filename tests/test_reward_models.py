@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lab import reward_models
+from lab.report import report, write_csv
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
@@ -57,3 +58,25 @@ def test_ensembles_see_the_pairs_that_one_model_sees():
     [all_pairs], _ = reward_models.REWARDS["3,072 pairs"]
     assert sorted(i for part in parts for i in part) == list(all_pairs)
     assert math.isclose(max(reward_models.N), reward_models.SAMPLES)
+
+
+def test_the_page_tells_both_ways_apart(tmp_path):
+    """The end of best of n is the largest n; the end of a run is its last fifth of the steps."""
+    rows = []
+    for setting, better in (("256 pairs", 0.0), ("1,024 pairs", 0.1)):
+        for seed in (0, 1, 2):
+            empty = {"gold": "", "proxy": "", "best_gold": "", "best_proxy": ""}
+            same = {"line": "", "setting": setting, "seed": seed, **empty}
+            best = [{**same, "step": n, "answer_kl": reward_models.kl_of_best_of(n),
+                     "best_gold": 0.5 - n / 1000 + better + seed / 100, "best_proxy": n}
+                    for n in reward_models.N]
+            steps = [{**same, "step": step, "answer_kl": step / 10, "proxy": step,
+                      "gold": 0.4 + step / 100 + seed / 100} for step in range(20)]
+            rows += best + steps
+    write_csv(tmp_path / "reward_models.csv", rows)
+    report(tmp_path, "reward_models")
+    text = (tmp_path / "reward_models.md").read_text()
+    # Steps 16 to 19, and n = 256.
+    assert "| 256 pairs | 0.585 ± 0.010 | **0.254 ± 0.010** | 17.50 | 256 |" in text
+    assert "| 1,024 pairs | 0.585 ± 0.010 | 0.354 ± 0.010 | 17.50 | 256 |" in text
+    assert (tmp_path / "reward_models.png").stat().st_size > 20000
