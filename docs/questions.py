@@ -1306,17 +1306,17 @@ PRACTICE = [
                 "public benchmarks fell. Remedies: a KL penalty, mixing in pretraining text "
                 "(PPO-ptx), smaller steps, averaging weights with the start. Measure it on tasks "
                 "that were *not* trained."),
-        follow_up=("Does the KL to the start measure it? Not alone: in the lab, imitation moves the "
-                   "answers of the trained task no further than reward does, and forgets at least "
-                   "as much."),
+        follow_up=("Does the KL to the start measure it? Not alone: in the lab, demonstrations of "
+                   "the other task leave the KL on the trained one as it was, and nothing is "
+                   "forgotten."),
         wrong=("“KL near 0 means no tax.” Small KL on average may hide large changes on rare "
                "prompts."),
         question_zh="什么是对齐税（alignment tax）？",
         answer_zh=("训练一种能力时，其他能力的损失：InstructGPT 做完 PPO，一些公开基准下降了。办"
                    "法：KL 惩罚；混入预训练文本（PPO-ptx）；步子小一些；与起点做权重平均。要在*没"
                    "有*训练的任务上测。"),
-        follow_up_zh=("与起点的 KL 量的是它吗？不全是：在实验室里，模仿使被训练任务的回答离起点并不比奖励更远，忘掉的却"
-                      "不比奖励少。"),
+        follow_up_zh=("与起点的 KL 量的是它吗？不全是：在实验室里，混入另一个任务的示范，被训练任务上的 KL 并没有变小，而什么"
+                      "都没有忘。"),
         wrong_zh="“KL 接近 0 就没有对齐税。”平均 KL 小，可能掩盖少数提示词上的大变化。",
         code=["lab/forgetting.py:train:loss = loss + other_coef"],
         tests=["test_forgetting.py::test_demonstrations_of_the_other_task_are_imitated"],
