@@ -1283,11 +1283,12 @@ WRONG = [
         code=["lab/forgetting.py:train:loss = loss + other_coef"],
         tests=["test_forgetting.py::test_demonstrations_of_the_other_task_are_imitated"],
         experiment="forgetting",
-        english=("In a model that knows two tasks, trained by reward on one, accuracy at the other "
-                 "falls from FROM to BETA0; with β = 0.5 to BETA5. Demonstrations of it in every "
-                 "update (InstructGPT's PPO-ptx) raise it to PTX."),
-        in_chinese=("会两个任务的模型，只用奖励训练其中一个：另一个的正确率从 FROM 降到 BETA0，β = 0.5 时降到 "
-                    "BETA5；每次更新混入它的示范（InstructGPT 的 PPO-ptx）则升到 PTX。")),
+        english=("A small model that knows two tasks is trained by reward on one. Accuracy at the "
+                 "other falls from 0.80 to 0.53; with β = 0.5 to 0.62, a difference within the "
+                 "spread of three seeds. With demonstrations of it in every update (InstructGPT's "
+                 "PPO-ptx, in the lab only) it rises to 0.92."),
+        in_chinese=("会两个任务的小模型，只用奖励训练其中一个：另一个的正确率从 0.80 降到 0.53；β = 0.5 时降到 0.62，"
+                    "差别没有超出三个种子的波动。每次更新混入它的示范（InstructGPT 的 PPO-ptx，只在实验室里有），则升到 0.92。")),
     Concept(
         "entropy collapse", "熵坍缩",
         equation="H(π) → 0: all answers alike, no group has a signal",
