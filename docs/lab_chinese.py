@@ -157,6 +157,11 @@ CHINESE = {
     "right answers, policy gradient (share)": "正确率，策略梯度",
     "right answers, best of n (share)": "正确率，n 选一",
     "the reward, policy gradient": "奖励，策略梯度",
+    "right answers, best of 8 (share)": "正确率，8 选一",
+    "right answers, policy gradient at the KL of best of 8 (share)":
+        "正确率，策略梯度，在 8 选一的 KL 处",
+    "right answers, policy gradient at the KL of best of 256 (share)":
+        "正确率，策略梯度，在 256 选一的 KL 处",
     "the reward, best of n": "奖励，n 选一",
     "right answers at the other task (share)": "另一个任务的正确率",
     "right answers at the trained task (share)": "被训练任务的正确率",

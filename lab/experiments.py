@@ -39,7 +39,7 @@ METHODS = {
 }
 
 # What a panel shows: what is drawn, over what (step, setting, answer_kl or another column), and its
-# column in the csv file.
+# column in the csv file. Over nothing (""): it stands in the page's table only.
 Panel = tuple[str, str, str]
 
 
@@ -176,7 +176,10 @@ EXPERIMENTS = {
         [("right answers, policy gradient (share)", "answer_kl", "gold"),
          ("right answers, best of n (share)", "answer_kl", "best_gold"),
          ("the reward, policy gradient", "answer_kl", "proxy"),
-         ("the reward, best of n", "answer_kl", "best_proxy")],
+         ("the reward, best of n", "answer_kl", "best_proxy"),
+         ("right answers, best of 8 (share)", "", "best_of_8"),
+         ("right answers, policy gradient at the KL of best of 8 (share)", "", "gold_at_8"),
+         ("right answers, policy gradient at the KL of best of 256 (share)", "", "gold_at_256")],
         base="1,024 pairs",
         expected="Over √KL, accuracy rises while the reward model is right about what it sees, and "
         "then falls while its score goes on rising (Gao et al. 2022). More pairs and ensembles "

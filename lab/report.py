@@ -371,7 +371,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
 def draw_experiment(file: Path, which: str, rows: list[dict]) -> None:
     e = EXPERIMENTS[which]
     panels = []
-    for label, x, y in e.panels:
+    for label, x, y in [panel for panel in e.panels if panel[1]]:
         title = against(ends(rows, y), e.base) if e.base else ""
         # Over settings, the figure shows which differ.
         panels.append((rows, label, x, y, "" if x == "setting" else wrapped(title), e.base))

@@ -52,6 +52,8 @@ UNFINISHED = -5.0               # the standardised score of an answer that was c
 PROBLEMS, SAMPLES = 32, 256     # of best-of-n
 N = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+COLUMNS = ("step", "answer_kl", "gold", "proxy", "best_gold", "best_proxy", "best_of_8",
+           "gold_at_8", "gold_at_256")
 # The reward that is climbed -> the pairs of each model, and what is made of their scores.
 THREE = [range(0, 1024), range(1024, 2048), range(2048, 3072)]
 REWARDS = {
@@ -181,6 +183,25 @@ def climb_best_of_n(scores, gold) -> list[dict]:
              "best_gold": best_of_n(scores, gold, n)} for n in N]
 
 
+def accuracy_at(rows: list[dict], kl: float) -> float:
+    """The policy gradient's gold score, of the three steps whose mean KL is nearest to this one."""
+    rows = [row for row in rows if "gold" in row]
+    found = []
+    for i in range(len(rows) - 2):
+        three = rows[i:i + 3]
+        away = abs(sum(row["answer_kl"] for row in three) / 3 - kl)
+        found.append((away, sum(row["gold"] for row in three) / 3))
+    return min(found)[1]
+
+
+def add_comparison(rows: list[dict]) -> None:
+    """To the last row of a run: best of 8, and the policy gradient at the KL of best of 8 and of
+    best of 256."""
+    [best_of_8] = [row["best_gold"] for row in rows if row["step"] == 8 and "best_gold" in row]
+    rows[-1] |= {"best_of_8": best_of_8, "gold_at_8": accuracy_at(rows, kl_of_best_of(8)),
+                 "gold_at_256": accuracy_at(rows, kl_of_best_of(256))}
+
+
 def run_seed(sft: Path, pairs_of: Path, seed: int, steps: int = STEPS) -> list[dict]:
     """All rewards, from one SFT model."""
     policy, tokenizer = load_pretrained(sft)
@@ -197,9 +218,10 @@ def run_seed(sft: Path, pairs_of: Path, seed: int, steps: int = STEPS) -> list[d
         scores = torch.where(finished, scores, UNFINISHED)[which]               # (P, S)
         found = climb_best_of_n(scores, gold)
         found += climb_by_gradient(policy, tokenizer, models, how, seed, steps)
+        add_comparison(found)
         for row in found:
-            rows.append({"line": "", "setting": setting, "seed": seed, "gold": "", "proxy": "",
-                         "best_gold": "", "best_proxy": "", **row})
+            rows.append({"line": "", "setting": setting, "seed": seed,
+                         **{column: row.get(column, "") for column in COLUMNS}})
     return rows
 
 

@@ -65,18 +65,23 @@ def test_the_page_tells_both_ways_apart(tmp_path):
     rows = []
     for setting, better in (("256 pairs", 0.0), ("1,024 pairs", 0.1)):
         for seed in (0, 1, 2):
-            empty = {"gold": "", "proxy": "", "best_gold": "", "best_proxy": ""}
-            same = {"line": "", "setting": setting, "seed": seed, **empty}
-            best = [{**same, "step": n, "answer_kl": reward_models.kl_of_best_of(n),
+            best = [{"step": n, "answer_kl": reward_models.kl_of_best_of(n),
                      "best_gold": 0.5 - n / 1000 + better + seed / 100, "best_proxy": n}
                     for n in reward_models.N]
-            steps = [{**same, "step": step, "answer_kl": step / 10, "proxy": step,
+            steps = [{"step": step, "answer_kl": step / 10, "proxy": step,
                       "gold": 0.4 + step / 100 + seed / 100} for step in range(20)]
-            rows += best + steps
+            reward_models.add_comparison(best + steps)
+            same = {"line": "", "setting": setting, "seed": seed}
+            rows += [{**same, **{column: row.get(column, "") for column in reward_models.COLUMNS}}
+                     for row in best + steps]
     write_csv(tmp_path / "reward_models.csv", rows)
     report(tmp_path, "reward_models")
     text = (tmp_path / "reward_models.md").read_text()
     # Steps 16 to 19, and n = 256.
-    assert "| 256 pairs | 0.585 ± 0.010 | **0.254 ± 0.010** | 17.50 | 256 |" in text
-    assert "| 1,024 pairs | 0.585 ± 0.010 | 0.354 ± 0.010 | 17.50 | 256 |" in text
+    # The KL of best of 8 is 1.20, that of steps 11 to 13; the run ends before that of best of 256.
+    same = "0.530 ± 0.010 | 0.590 ± 0.010"
+    assert (f"| 256 pairs | 0.585 ± 0.010 | **0.254 ± 0.010** | 17.50 | 256 | **0.502 ± 0.010** | "
+            f"{same} |") in text
+    assert (f"| 1,024 pairs | 0.585 ± 0.010 | 0.354 ± 0.010 | 17.50 | 256 | 0.602 ± 0.010 | {same}"
+            " |") in text
     assert (tmp_path / "reward_models.png").stat().st_size > 20000

@@ -26,6 +26,7 @@ import train_sft
 from model import ModelConfig, ScalarModel, Transformer
 from support import metrics, parallel, plot, rl
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.prefixes import PrefixTransformer
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
 from task import task_reward
@@ -1018,7 +1019,7 @@ def test_ppo(place, tmp_path, train, case):
             for picked in chunks(order, s.minibatches):
                 # One of each model; which comes first makes no difference.
                 pair = {type(update.model): update for update in (next(updates), next(updates))}
-                update, losses = pair[Transformer], []
+                update, losses = pair[PrefixTransformer], []
                 for i in picked if actor_learns else ():
                     prompt, answer, _ = answers[i]
                     new = distributions(update.exact, prompt, answer, s.temperature)
