@@ -152,7 +152,7 @@ CHINESE = {
     "explained variance of the critic": "价值模型的解释方差",
     "answer length (tokens)": "回答长度（token）",
     "samples per step": "每步样本数",
-    "one of 8 answers is right (pass@8, share)": "8 个回答中至少一个正确（pass@8）",
+    "one of 8 answers is right: pass@8 (share)": "8 个回答中至少一个正确（pass@8）",
     "entropy (nats per token)": "熵（每个 token 的 nats）",
     "right answers, policy gradient (share)": "正确率，策略梯度",
     "right answers, best of n (share)": "正确率，n 选一",

@@ -159,7 +159,7 @@ EXPERIMENTS = {
          ("4 epochs", "no clip, β = 0"): f"{EPOCHS_4} --kl-coef 0 {NO_CLIP}",
          ("4 epochs", "no clip, β = 0.05"): f"{EPOCHS_4} --kl-coef 0.05 {NO_CLIP}",
          ("4 epochs", "clip 0.2 to 0.28, β = 0"): f"{EPOCHS_4} --kl-coef 0 --clip-high 0.28"},
-        [RIGHT, KL, ("one of 8 answers is right (pass@8, share)", "setting", "pass@8"),
+        [RIGHT, KL, ("one of 8 answers is right: pass@8 (share)", "setting", "pass@8"),
          ("entropy (nats per token)", "setting", "entropy")],
         base="4 epochs, clip 0.2, β = 0",
         expected="Both hold the policy near something: the clip near the policy that sampled this "

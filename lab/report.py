@@ -144,7 +144,7 @@ def table_of_ends(rows: list[dict], e: Experiment, say) -> str:
     for which in grouped(rows, name):
         cells = [say(which)]
         for label, found in columns.items():
-            form = ".3f" if "(share)" in label else ""
+            form = ".3f" if "(share)" in label or "entropy" in label else ""
             cell = shown(found[which], form)
             differs = len(found[which]) > 1 and apart(found[which], found[e.base])
             cells.append(f"**{cell}**" if differs else cell)
