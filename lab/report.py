@@ -359,7 +359,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
                                 layout="constrained", squeeze=False)
     for at, (axis, arguments) in enumerate(zip(axes.flat, panels)):
         panel(axis, *arguments)
-        if at and arguments[2] == "setting" and panels[at - 1][2] == "setting":
+        if at % wide and arguments[2] == "setting" and panels[at - 1][2] == "setting":
             axis.set_yticklabels([])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     code = [draw, panel, over_settings, limits, over_steps, over_way, label_lines, name, by_seed,
