@@ -128,7 +128,7 @@ CHINESE = {
     "GRPO, 64 answers per step: does the clip hold the policy, or the KL penalty?":
         "GRPO，每步 64 个回答：是裁剪拉住策略，还是 KL 惩罚？",
     "Over-optimisation: more pairs, three reward models instead of one, best of n":
-        "奖励过优化：更多偏好对、三个奖励模型代替一个、n 选一（best of n）",
+        "奖励过优化：更多偏好对、三个奖励模型代替一个、n 选一",
     "A model that knows two tasks is trained by reward on one: what is left of the other?":
         "会两个任务的模型，只用奖励训练其中一个：另一个还剩多少？",
     # What was expected.
@@ -138,7 +138,7 @@ CHINESE = {
         "更高的裁剪上界（DAPO）让正确回答里概率小的 token 每步升得更多：最后的熵和 pass@8 应当更高。",
     EXPERIMENTS["reward_models"].expected:
         "以 √KL 为横轴，奖励模型对所见回答判断正确时，正确率上升；之后打分继续上升而正确率下降（Gao 等 2022）。更多偏好对和集成应当使峰值"
-        "更晚、下降更缓，因为各个模型不共有的错误在均值里不起作用；三者取最小应当最谨慎（Coste 等 2023）。同样的 KL，n 选一应当比策略"
+        "更晚、下降更缓，因为各个模型不共有的错误在均值里不起作用；三者取最小应当最谨慎（2023 年的一项研究这样说）。同样的 KL，n 选一应当比策略"
         "梯度得到更多：它几乎是一个 nat 能买到的最大奖励，而策略的 KL 有一部分花在奖励并不要求的变化上。但它止于 4.5 nats，到不了深处的下降。",
     EXPERIMENTS["forgetting"].expected:
         "没有梯度保住另一个任务，而两个任务共用全部权重：被训练任务的正确率上升时，另一个任务的正确率应当下降，训练越久降得越多。对被训练"
