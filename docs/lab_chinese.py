@@ -8,6 +8,7 @@ from pathlib import Path
 from concepts import ROOT
 
 sys.path.append(str(ROOT))
+from lab.experiments import EXPERIMENTS
 from lab.report import experiment_page, results_page
 from support import gradient_page
 from support.plot import read_csv
@@ -128,32 +129,21 @@ CHINESE = {
         "奖励定下之后，回答还可以继续：什么使它变长？",
     "Answers sampled by something else than the policy: what does it cost?":
         "回答出自别的采样器，而不是策略：代价是什么？",
+    "GRPO, 64 answers per step: does the clip hold the policy, or the KL penalty?":
+        "GRPO，每步 64 个回答：是裁剪拉住策略，还是 KL 惩罚？",
+    "Over-optimisation: more pairs, three reward models instead of one, best of n":
+        "奖励过优化：更多偏好对、三个奖励模型代替一个、n 选一",
+    "A model that knows two tasks is trained by reward on one: what is left of the other?":
+        "会两个任务的模型，只用奖励训练其中一个：另一个还剩多少？",
     # What was expected.
-    "What follows the verdict can't change the reward, so an unbiased gradient leaves "
-    "length alone, but for a random walk. seq-mean divides an answer's gradient by the "
-    "answer's own length: a wrong token costs less the longer its answer is, and a right "
-    "one earns more the shorter its answer is. So wrong answers should grow towards the "
-    "limit of 48 tokens, and right ones shrink towards 3, the least there can be. seq-sum "
-    "divides by a constant, so neither should move. token-mean divides by the tokens of "
-    "all 256 answers, of which an answer's own are a small part: its bias is smaller by "
-    "about that factor, so it should do as seq-sum does.":
+    EXPERIMENTS["length"].expected:
         "判定之后写什么都改变不了奖励，所以无偏的梯度不会改变长度，只会随机游走。seq-mean"
         " 把每个回答的梯度除以它自己的长度：回答越长，错误的 token 代价越小；回答越短，正"
         "确的 token 收益越大。所以错误的回答应当增长到 48 个 token 的上限，正确"
         "的应当缩短到最少的 3 个。seq-sum 除以常数，两者都不该变。token-mean"
         " 除以全部 256 个回答的 token 数，其中一个回答自己的只占一小部分：它的偏差大"
         "约小这么多倍，所以应当与 seq-sum 相同。",
-    "The policy gradient is an expectation over the policy's own answers; over another "
-    "sampler's it is biased, and the more so the further that sampler is away. bfloat16 "
-    "only rounds: the log-ratio of a token should spread by about a hundredth, and "
-    "accuracy should not suffer. The older the weights, the slower the policy should "
-    "learn, and with 4 steps it should not reach what fresh answers teach. GRPO's own "
-    "ratio can't help: its old log-probs are computed anew. The sampler's log-probs in "
-    "the ratio should help, because the clip leaves out tokens that have already moved; "
-    "truncated weights should help too, and neither in full, since a token's weight "
-    "leaves out the tokens before it. At temperature 0.8 the sampler is surer than the "
-    "policy that is scored: answers are less varied, and we expect a small loss that the "
-    "weights repair.":
+    EXPERIMENTS["stale"].expected:
         "策略梯度是对策略自己的回答求期望；换成别的采样器的回答就有偏，采样器离得越远，偏得越多。"
         "bfloat16 只有舍入：每个 token 的对数比率应当只散开约百分之一，正确率不该"
         "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到新鲜回答能教会的水平。GRPO "
@@ -161,6 +151,19 @@ CHINESE = {
         "为裁剪会略过已经移动的 token；截断的权重也应当有帮助；两者都不能完全弥补，因为一个"
         " token 的权重不含它之前的 token。温度 0.8 时，采样器比被打分的策略更确"
         "定：回答更单一，我们预期有小的损失，权重可以补上。",
+    EXPERIMENTS["clip_kl"].expected:
+        "两者都让策略留在某处附近：裁剪是本步采样时的策略附近，KL 惩罚是初始策略附近。一遍（两次更新）时比值接近 1，裁剪几乎不起作用："
+        "应当只有惩罚能降低与初始模型的 KL。四遍（八次更新）时，裁剪也应当降低它并保住正确率，没有惩罚时最明显：两者有一个就差不多够了。"
+        "更高的裁剪上界（DAPO）让正确回答里概率小的 token 每步升得更多：最后的熵和 pass@8 应当更高。",
+    EXPERIMENTS["reward_models"].expected:
+        "以 √KL 为横轴，奖励模型对所见回答判断正确时，正确率上升；之后打分继续上升而正确率下降（Gao 等 2022）。更多偏好对和集成应当使峰值"
+        "更晚、下降更缓，因为各个模型不共有的错误在均值里不起作用；三者取最小应当最谨慎（2023 年的一项研究这样说）。同样的 KL，n 选一应当比策略"
+        "梯度得到更多：它几乎是一个 nat 能买到的最大奖励，而策略的 KL 有一部分花在奖励并不要求的变化上。但它止于 4.5 nats，到不了深处的下降。",
+    EXPERIMENTS["forgetting"].expected:
+        "没有梯度保住另一个任务，而两个任务共用全部权重：被训练任务的正确率上升时，另一个任务的正确率应当下降，训练越久降得越多。对被训练"
+        "任务的回答加 KL 惩罚（β = 0.1、0.5），只在提问之处拉住策略，但拉住的是同样的权重：下降应当变缓，代价是学得慢些。每次更新混入另一个"
+        "任务的示范（权重 0.5 的 SFT 损失，即 PPO-ptx）应当完全防止下降。遗忘的多少应当随与初始模型的 KL 而定（2025 年的一项研究这样"
+        "说）。用被训练任务的示范代替奖励做同样多次更新，应当达到同样的正确率而忘得更多。",
     # What is measured.
     "right answers, sampled (share)": "采样正确率",
     "KL to the SFT model (nats per answer)": "与 SFT 模型的 KL（每个回答的 nats）",
@@ -173,11 +176,30 @@ CHINESE = {
     "wrong answers longer by (tokens)": "错误的比正确的长（token）",
     "KL of the sampler to the policy (nats per answer)": "采样器与策略的 KL（每个回答的 nats）",
     "spread of a token's log-ratio (nats)": "每个 token 对数比率的标准差（nats）",
+    "one of 8 answers is right: pass@8 (share)": "8 个回答中至少一个正确（pass@8）",
+    "entropy (nats per token)": "熵（每个 token 的 nats）",
+    "right answers, policy gradient (share)": "正确率，策略梯度",
+    "right answers, best of n (share)": "正确率，n 选一",
+    "the reward, policy gradient": "奖励，策略梯度",
+    "right answers, best of 8 (share)": "正确率，8 选一",
+    "right answers, policy gradient at the KL of best of 8 (share)":
+        "正确率，策略梯度，在 8 选一的 KL 处",
+    "right answers, policy gradient at the KL of best of 256 (share)":
+        "正确率，策略梯度，在 256 选一的 KL 处",
+    "the reward, best of n": "奖励，n 选一",
+    "right answers at the other task (share)": "另一个任务的正确率",
+    "right answers at the trained task (share)": "被训练任务的正确率",
+    "KL to the start at the trained task (nats per answer)":
+        "被训练任务上与初始模型的 KL（每个回答的 nats）",
     # Settings; what is neither here nor in PARTS, such as G = 8, stays as it is.
     "none": "不加惩罚", "k1 in the loss": "k1 放进损失", "k2 in the loss": "k2 放进损失",
     "k3 in the loss": "k3 放进损失", "k1 in the reward": "k1 放进奖励",
     "frozen": "冻结", "EMA 0.9": "EMA 0.9 跟随", "synced every 10": "每 10 步替换",
     "left out": "跳过", "replaced": "补上",
+    "256 pairs": "256 对", "1,024 pairs": "1,024 对", "3,072 pairs": "3,072 对",
+    "mean of three": "三者的均值", "least of three": "三者的最小值",
+    "demonstrations of the other task": "混入另一个任务的示范",
+    "imitation instead of reward": "以模仿代替奖励",
     "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM），不加 KL",
     "DPO without NLL": "DPO，不加 NLL",
     # Columns of tables.
@@ -218,6 +240,7 @@ PARTS = {
     "truncated weights": "截断权重",
     "critic from the policy": "价值模型从策略开始",
     "critic from the reward model": "价值模型从奖励模型开始",
+    "1 epoch": "1 遍", "4 epochs": "4 遍", "clip 0.2 to 0.28": "裁剪 0.2 到 0.28",
     "clip 0.2": "裁剪 0.2", "no clip": "不裁剪", "epochs = ": "遍数 = ",
 }
 

@@ -1306,25 +1306,28 @@ PRACTICE = [
                 "public benchmarks fell. Remedies: a KL penalty, mixing in pretraining text "
                 "(PPO-ptx), smaller steps, averaging weights with the start. Measure it on tasks "
                 "that were *not* trained."),
-        follow_up=("Is it measured here? No: the built-in model knows one task. The nearest "
-                   "number is the exact KL to the start."),
+        follow_up=("Does the KL to the start measure it? Not alone: in the lab, demonstrations of "
+                   "the other task leave the KL on the trained one as it was, and nothing is "
+                   "forgotten."),
         wrong=("“KL near 0 means no tax.” Small KL on average may hide large changes on rare "
                "prompts."),
         question_zh="什么是对齐税（alignment tax）？",
         answer_zh=("训练一种能力时，其他能力的损失：InstructGPT 做完 PPO，一些公开基准下降了。办"
                    "法：KL 惩罚；混入预训练文本（PPO-ptx）；步子小一些；与起点做权重平均。要在*没"
                    "有*训练的任务上测。"),
-        follow_up_zh="这里测了吗？没有：内置模型只会一个任务。最接近的是与起点的精确 KL。",
+        follow_up_zh=("与起点的 KL 量的是它吗？不全是：在实验室里，混入另一个任务的示范，被训练任务上的 KL 并没有变小，而什么"
+                      "都没有忘。"),
         wrong_zh="“KL 接近 0 就没有对齐税。”平均 KL 小，可能掩盖少数提示词上的大变化。",
-        code=['evaluate.py:main:"kl"'],
-        tests=["test_evaluate.py::test_kl_is_measured_to_the_model_that_the_run_started_from"],
+        code=["lab/forgetting.py:train:loss = loss + other_coef"],
+        tests=["test_forgetting.py::test_demonstrations_of_the_other_task_are_imitated"],
         why="f.16",
-        numbers=("Exact KL to the start: GRPO {results/GRPO/kl_to_sft}, DPO "
-                 "{results/DPO/kl_to_sft}, PPO without a penalty "
-                 "{results/PPO on RM, no KL/kl_to_sft} nats per answer."),
-        numbers_zh=("与起点的精确 KL（每个回答，nats）：GRPO {results/GRPO/kl_to_sft}，DPO "
-                    "{results/DPO/kl_to_sft}，不加惩罚的 PPO "
-                    "{results/PPO on RM, no KL/kl_to_sft}。")),
+        numbers=("A model of two tasks, trained by reward on one: of the other, right at the end "
+                 "{forgetting/β = 0/other}, with a KL penalty {forgetting/β = 0.5/other}, with "
+                 "demonstrations of it in each update "
+                 "{forgetting/demonstrations of the other task/other}."),
+        numbers_zh=("会两个任务的模型，只用奖励训练其中一个。另一个最后的正确率：{forgetting/β = 0/other}；加 KL 惩罚 "
+                    "{forgetting/β = 0.5/other}；每次更新混入它的示范 "
+                    "{forgetting/demonstrations of the other task/other}。")),
     Question(
         question="Does RLHF hurt knowledge or reasoning?",
         answer=("It can. It makes the policy surer: pass@1 rises, pass@k for large k may not, "

@@ -38,8 +38,8 @@ METHODS = {
     "CISPO": (2, f"{GRPO} --method cispo"),
 }
 
-# What a panel shows: what is drawn, over what (step, answer_kl or setting), and its column in the
-# csv file.
+# What a panel shows: what is drawn, over what (step, setting, answer_kl or another column), and its
+# column in the csv file. Over nothing (""): it stands in the page's table only.
 Panel = tuple[str, str, str]
 
 
@@ -73,6 +73,9 @@ STRONG = f"{DR_GRPO} --kl-in loss --kl-coef 0.5"
 GRPO_25, PPO_25 = f"{GRPO} --steps 25", f"{PPO} --steps 25"
 NO_CLIP = "--clip-low 1e9 --clip-high 1e9"
 CRITIC_RM = "--critic {rm}"
+# Few answers, used often: so that it matters what holds the policy.
+GRPO_64 = f"{GRPO_25} --prompts-per-step 8 --eval-every 0"
+EPOCHS_1, EPOCHS_4 = f"{GRPO_64} --epochs 1", f"{GRPO_64} --epochs 4"
 
 EXPERIMENTS = {
     # Gao et al. 2022, arXiv:2210.10760, fig. 1
@@ -179,4 +182,62 @@ EXPERIMENTS = {
         "it. At temperature 0.8 the sampler is surer than the policy that is scored: answers are "
         "less varied, and we expect a small loss that the weights repair.",
         seeds=5),
+    "clip_kl": Experiment(
+        "GRPO, 64 answers per step: does the clip hold the policy, or the KL penalty?",
+        {("1 epoch", "clip 0.2, β = 0"): f"{EPOCHS_1} --kl-coef 0",
+         ("1 epoch", "clip 0.2, β = 0.05"): f"{EPOCHS_1} --kl-coef 0.05",
+         ("1 epoch", "no clip, β = 0"): f"{EPOCHS_1} --kl-coef 0 {NO_CLIP}",
+         ("1 epoch", "no clip, β = 0.05"): f"{EPOCHS_1} --kl-coef 0.05 {NO_CLIP}",
+         ("4 epochs", "clip 0.2, β = 0"): f"{EPOCHS_4} --kl-coef 0",
+         ("4 epochs", "clip 0.2, β = 0.05"): f"{EPOCHS_4} --kl-coef 0.05",
+         ("4 epochs", "no clip, β = 0"): f"{EPOCHS_4} --kl-coef 0 {NO_CLIP}",
+         ("4 epochs", "no clip, β = 0.05"): f"{EPOCHS_4} --kl-coef 0.05 {NO_CLIP}",
+         ("4 epochs", "clip 0.2 to 0.28, β = 0"): f"{EPOCHS_4} --kl-coef 0 --clip-high 0.28"},
+        [RIGHT, KL, ("one of 8 answers is right: pass@8 (share)", "setting", "pass@8"),
+         ("entropy (nats per token)", "setting", "entropy")],
+        base="4 epochs, clip 0.2, β = 0",
+        expected="Both hold the policy near something: the clip near the policy that sampled this "
+        "step, the KL penalty near the policy of the start. With one epoch (two updates) the ratio "
+        "is near 1 and the clip hardly acts: only the penalty should lower the KL to the start. "
+        "With four (eight updates) the clip should lower it as well, and save accuracy, and most "
+        "where there is no penalty: one of the two should be nearly enough. A higher upper clip "
+        "(DAPO) lets improbable tokens of right answers rise by more per step: entropy and pass@8 "
+        "should end higher.",
+        seeds=3),
+    "reward_models": Experiment(
+        "Over-optimisation: more pairs, three reward models instead of one, best of n",
+        {},
+        [("right answers, policy gradient (share)", "answer_kl", "gold"),
+         ("right answers, best of n (share)", "answer_kl", "best_gold"),
+         ("the reward, policy gradient", "answer_kl", "proxy"),
+         ("the reward, best of n", "answer_kl", "best_proxy"),
+         ("right answers, best of 8 (share)", "", "best_of_8"),
+         ("right answers, policy gradient at the KL of best of 8 (share)", "", "gold_at_8"),
+         ("right answers, policy gradient at the KL of best of 256 (share)", "", "gold_at_256")],
+        base="1,024 pairs",
+        expected="Over √KL, accuracy rises while the reward model is right about what it sees, and "
+        "then falls while its score goes on rising (Gao et al. 2022). More pairs and ensembles "
+        "should move the peak later and soften the fall, for errors that single models do not "
+        "share cost nothing in a mean; the least of three should be the most careful (Coste et al. "
+        "2023). Of one nat, best of n should make more than the policy gradient: it is nearly the "
+        "most reward that a nat can buy, while the policy's KL is also spent on things that the "
+        "reward does not ask for. But it ends at 4.5 nats, before the deep fall.",
+        seeds=3),
+    "forgetting": Experiment(
+        "A model that knows two tasks is trained by reward on one: what is left of the other?",
+        {},
+        [("right answers at the other task (share)", "trained", "other"),
+         ("right answers at the other task (share)", "answer_kl", "other"),
+         ("right answers at the trained task (share)", "step", "trained"),
+         ("KL to the start at the trained task (nats per answer)", "step", "answer_kl")],
+        base="β = 0",
+        expected="No gradient keeps the other task, and the two share all weights: accuracy at it "
+        "should fall while that at the trained task rises, and the longer the more. A KL penalty "
+        "on answers of the trained task (β = 0.1, 0.5) holds the policy only where it is asked, "
+        "but the weights that it holds are the same: it should soften the fall, at some cost in "
+        "speed. Demonstrations of the other task in each update (an SFT loss of weight 0.5, as in "
+        "InstructGPT's PPO-ptx) should prevent it altogether. What is forgotten should go with the "
+        "KL to the start (Shenfeld et al. 2025). The same updates by demonstrations of the trained "
+        "task, instead of by reward, should reach the same accuracy and forget more.",
+        seeds=3),
 }

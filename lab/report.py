@@ -22,6 +22,12 @@ COLUMNS = {
 # Student's t at 5 %, two-sided, by degrees of freedom.
 T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 LENGTH = ("answer length (tokens)", "setting", "length")
+# What stands below a panel, by what it is drawn over.
+XLABELS = {
+    "step": "step",
+    "answer_kl": "√KL to the start (√nats per answer)",
+    "trained": "right answers at the trained task (share)",
+}
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -53,8 +59,9 @@ def ends(rows: list[dict], column: str) -> dict[str, list[float]]:
     found = {}
     for which, some in grouped(rows, name).items():
         for mine in by_seed(some):
-            after = 0.8 * int(mine[-1]["step"])
-            late = [float(row[column]) for row in mine if row[column] and int(row["step"]) > after]
+            measured = [row for row in mine if row[column]]
+            after = 0.8 * int(measured[-1]["step"])
+            late = [float(row[column]) for row in measured if int(row["step"]) > after]
             found.setdefault(which, []).append(mean(late))
     return found
 
@@ -126,14 +133,19 @@ def table(header: list[str], lines: list[list[str]]) -> str:
                       *(f"| {' | '.join(cells)} |" for cells in lines)])
 
 
+def measured(e: Experiment) -> dict[str, str]:
+    """What the panels show -> its column. Two panels may draw one column over different things."""
+    return {label: y for label, _, y in e.panels}
+
+
 def table_of_ends(rows: list[dict], e: Experiment, say) -> str:
     """A line for each setting; bold where it differs from e.base beyond the seeds' spread."""
-    columns = {label: ends(rows, y) for label, _, y in e.panels}
+    columns = {label: ends(rows, y) for label, y in measured(e).items()}
     lines = []
     for which in grouped(rows, name):
         cells = [say(which)]
         for label, found in columns.items():
-            form = ".3f" if "(share)" in label else ""
+            form = ".3f" if "(share)" in label or "entropy" in label else ""
             cell = shown(found[which], form)
             differs = len(found[which]) > 1 and apart(found[which], found[e.base])
             cells.append(f"**{cell}**" if differs else cell)
@@ -185,7 +197,7 @@ def experiment_page(which: str, rows: list[dict], say=str) -> str:
         # Of more settings the bold numbers tell more than a sentence does.
         if len(grouped(rows, name)) <= 8:
             verdicts = [f"{say(label)}: {against(ends(rows, y), e.base, say)}"
-                        for label, _, y in e.panels]
+                        for label, y in measured(e).items()]
             paragraphs.append("\n".join(f"* {verdict}" for verdict in verdicts))
     else:
         paragraphs += [
@@ -276,16 +288,18 @@ def over_steps(axis, rows: list[dict], y: str, color: str, label: str) -> None:
                       color=color, alpha=0.2)
 
 
-def over_kl(axis, rows: list[dict], y: str, color: str, label: str) -> None:
-    """Each seed's way, faint, and the mean of the seeds step by step."""
-    def root(row):
-        return max(0.0, float(row["answer_kl"])) ** 0.5
+def over_way(axis, rows: list[dict], x: str, y: str, color: str, label: str) -> None:
+    """One measurement over another, or over the root of the KL: each seed's way, faint, and the
+    mean of the seeds step by step."""
+    def place(row):
+        value = float(row[x])
+        return max(0.0, value) ** 0.5 if x == "answer_kl" else value
     rows = [row for row in rows if row[y]]
     for way in by_seed(rows):
-        axis.plot(list(map(root, way)), [float(row[y]) for row in way], color=color,
+        axis.plot(list(map(place, way)), [float(row[y]) for row in way], color=color,
                   linewidth=0.7, alpha=0.3)
     steps = grouped(rows, lambda row: int(row["step"])).values()
-    axis.plot([mean(map(root, at)) for at in steps],
+    axis.plot([mean(map(place, at)) for at in steps],
               [mean(float(row[y]) for row in at) for at in steps],
               ".-", color=color, ms=5, label=label)
 
@@ -315,15 +329,17 @@ def label_lines(axis) -> None:
 
 def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "",
           base: str = "") -> None:
-    """A column over steps, over √KL, or setting by setting against one of them."""
+    """A column over steps, over another column, or setting by setting against one of them."""
     if x == "setting":
         over_settings(axis, rows, label, y, base)
         axis.grid(axis="x", alpha=0.3)
     else:
-        over = over_steps if x == "step" else over_kl
         for i, (line, some) in enumerate(grouped(rows, name).items()):
-            over(axis, some, y, f"C{i}", line)
-        axis.set_xlabel("step" if x == "step" else "√KL to the start (√nats per answer)")
+            if x == "step":
+                over_steps(axis, some, y, f"C{i}", line)
+            else:
+                over_way(axis, some, x, y, f"C{i}", line)
+        axis.set_xlabel(XLABELS[x])
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         if "(share)" in label:
@@ -346,10 +362,10 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
                                 layout="constrained", squeeze=False)
     for at, (axis, arguments) in enumerate(zip(axes.flat, panels)):
         panel(axis, *arguments)
-        if at and arguments[2] == "setting" and panels[at - 1][2] == "setting":
+        if at % wide and arguments[2] == "setting" and panels[at - 1][2] == "setting":
             axis.set_yticklabels([])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    code = [draw, panel, over_settings, limits, over_steps, over_kl, label_lines, name, by_seed,
+    code = [draw, panel, over_settings, limits, over_steps, over_way, label_lines, name, by_seed,
             ends, std, difference]
     save_figure(figure, file, [panels, title, *code], dpi=110)
     plt.close(figure)
@@ -358,7 +374,7 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
 def draw_experiment(file: Path, which: str, rows: list[dict]) -> None:
     e = EXPERIMENTS[which]
     panels = []
-    for label, x, y in e.panels:
+    for label, x, y in [panel for panel in e.panels if panel[1]]:
         title = against(ends(rows, y), e.base) if e.base else ""
         # Over settings, the figure shows which differ.
         panels.append((rows, label, x, y, "" if x == "setting" else wrapped(title), e.base))

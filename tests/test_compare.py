@@ -49,6 +49,7 @@ def rows(run, **numbers):
     numbers = {
         "reward": lambda step: step / 10, "answer_kl": lambda step: step / 5,
         "response_length": 20, "samples": 256, "no_signal": 0.5, "explained_variance": 0.5,
+        "entropy": 0.1,
         "eval_greedy": lambda step: 0.8 if step == 5 else 0.7 if step == 10 else "",
         "eval_sampled": lambda step: 0.6 if step % 5 == 0 else "",
         "kl": 77, **numbers}
