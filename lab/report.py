@@ -310,6 +310,7 @@ def label_lines(axis) -> None:
     lines.sort(key=lambda line: line.get_ydata()[-1])
     low, high = axis.get_ylim()
     gap = (high - low) / 16
+    high -= gap / 2
     places = []
     for line in lines:
         lowest = places[-1] + gap if places else low
@@ -321,10 +322,15 @@ def label_lines(axis) -> None:
         axis.annotate(line.get_label(), (line.get_xdata()[-1], place), xytext=(5, 0),
                       textcoords="offset points", color=line.get_color(), fontsize=8,
                       verticalalignment="center")
-    # Room for the names.
+    # Room for the names, without numbers below it: a letter takes about a 64th of the axis.
     left, right = axis.get_xlim()
-    longest = max(len(line.get_label()) for line in lines)
-    axis.set_xlim(left, right + (right - left) * min(0.02 * longest, 0.5))
+    ticks = [tick for tick in axis.get_xticks() if left <= tick <= right]
+    widths = [right - left]
+    for line in lines:
+        share = min(0.03 + len(line.get_label()) / 64, 0.6)
+        widths.append((line.get_xdata()[-1] - left) / (1 - share))
+    axis.set_xlim(left, left + max(widths))
+    axis.set_xticks(ticks)
 
 
 def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "",
