@@ -52,6 +52,7 @@ class MethodConfig(RLConfig):
         f"{ROUNDS} batches of prompts; the method's", choices=("keep", "drop", "replace"))
 
     def __post_init__(self):
+        super().__post_init__()
         chosen = dict(zip(COLUMNS, METHODS[self.method]))
         self.baseline = chosen.pop("baseline")
         self.loss = chosen.pop("loss")

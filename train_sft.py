@@ -27,8 +27,8 @@ from support.models import numpy_rng, pick_device
 from support.rl import load_start
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
-from task import (REASON_SHARE, TASKS, demonstration, encode_problems, held_out_problems,
-                  make_problems, task_reward)
+from task import (MAX_NEW_TOKENS, REASON_SHARE, SFT_STEPS, TASKS, demonstration, encode_problems,
+                  held_out_problems, make_problems, task_reward)
 
 # 0.8 M parameters.
 SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128,
@@ -38,14 +38,14 @@ SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
-    max_new_tokens: ClassVar[int] = 32              # of an answer, in evaluations
     temperature: ClassVar[float] = 1.0
     model: str = setting(
         "", "a Hugging Face or run directory to start from, or OWNER/NAME on the hub, instead of "
         "a new small model")
     task: str = setting("sums", "the built-in task; products may ask a calculator",
                         choices=tuple(TASKS))
-    steps: int | None = setting(None, "steps, of one update each; 1000, of products 200", low=1)
+    steps: int | None = setting(None, "steps, of one update each; 1000, of long sums 600, of "
+                                "products 200", low=1)
     batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "
                         "then linear to 0 over the last quarter", low=0.0)
@@ -54,8 +54,10 @@ class Config(RunConfig):
     save_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
 
     def __post_init__(self):
+        # Of an answer, in evaluations.
+        self.max_new_tokens = MAX_NEW_TOKENS[self.task]
         if self.steps is None:
-            self.steps = 200 if self.task == "products" else 1000
+            self.steps = SFT_STEPS[self.task]
 
     def check(self, given: dict) -> None:
         """Refuse flags that have no effect."""
