@@ -1,0 +1,136 @@
+"""Which token earned the reward? A sum of four numbers takes three additions, and one goes wrong:
+
+    12+34+56+7=<think>12+34=46, 46+56=112, 112+7=119</think>119     reward 0
+                                       ^ the first wrong token
+    V of a critic that knows        .8 .8 .1 .1 .1                  falls where the step goes wrong
+    GRPO's advantage                -.8 -.8 -.8 -.8 -.8             one number for the whole answer
+
+What V should be is known here: the share of right answers among many continuations of the same
+prefix by the same policy. `measure` takes both from finished PPO runs of several lengths (a short
+run is the beginning of a long one), at every token of some answers that think: half of them right,
+half of them wrong.
+"""
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from advantages import gae
+from gradient import continue_prefixes, make_pool
+from model import ScalarModel
+from rollout import token_values
+from support.models import numpy_rng, torch_rng
+from support.pretrained import load_pretrained
+from task import MAX_NEW_TOKENS, demonstration, encode_problems, make_problems
+
+TASK = "long_sums"
+ANSWERS = 8             # right ones, and as many wrong ones
+SAMPLED = 2048          # answers that they are taken from
+CONTINUATIONS = 32      # of each prefix
+LAM = 0.95              # of train_ppo.py
+
+
+def load_critic(run: Path) -> tuple:
+    """-> the policy of a PPO run, its tokenizer, and its critic as it was after the last step."""
+    policy, tokenizer = load_pretrained(run / "model", torch.float32, "cpu")
+    critic = ScalarModel(policy)
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=False)
+    critic.load_state_dict(checkpoint["parts"]["critic"])
+    return policy.requires_grad_(False), tokenizer, critic.requires_grad_(False)
+
+
+def first_wrong(tokenizer, problem: dict, ids: list[int]) -> int:
+    """Where an answer leaves the demonstration: the index of its first wrong token."""
+    [text] = demonstration(problem["prompt"], reason=True)
+    right = [*tokenizer.encode(text), tokenizer.eos_id]
+    same = [a == b for a, b in zip(ids, right)]
+    return same.index(False) if False in same else len(same)
+
+
+def thinking_answers(policy, tokenizer, seed: int):
+    """A pool of answers that think, half of them right: the first ones that are sampled."""
+    problems = make_problems(TASK, SAMPLED, numpy_rng(seed, 0, "credit prompts"), held_out=True)
+    pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), 1,
+                     torch_rng(seed, 0, "credit"), MAX_NEW_TOKENS[TASK])
+    [think] = tokenizer.encode("<think>")
+    rows = {1.0: [], 0.0: []}
+    for u, ids in enumerate(pool.responses()):
+        chosen = rows[pool.rewards[u].item()]
+        if ids[0] == think and ids[-1] == tokenizer.eos_id and len(chosen) < ANSWERS:
+            chosen.append(u)
+    kept = torch.tensor(rows[1.0] + rows[0.0])
+    return replace(pool, tokens=pool.tokens[kept], mask=pool.mask[kept],
+                   rewards=pool.rewards[kept], problem=pool.problem[kept])
+
+
+def measure(run: Path, seed: int) -> list[dict]:
+    """A row for each token of the answers: V before it, the truth by two halves of the
+    continuations, PPO's and GRPO's advantage of it, and how far it is from the first wrong one."""
+    policy, tokenizer, critic = load_critic(run)
+    pool = thinking_answers(policy, tokenizer, seed)
+    halves = continue_prefixes(policy, tokenizer, pool, CONTINUATIONS,
+                               torch_rng(seed, 1, "credit"), MAX_NEW_TOKENS[TASK])
+    values = token_values(critic, pool.tokens, pool.mask)
+    last = pool.mask & ~pool.mask.roll(-1, 1)
+    rewards = pool.rewards[:, None] * last
+    advantages, _ = gae(rewards, values, pool.mask, 1.0, LAM)
+    rows = []
+    for u, ids in enumerate(pool.responses()):
+        problem = pool.problems[pool.problem[u]]
+        wrong = first_wrong(tokenizer, problem, ids)
+        start = len(problem["ids"])
+        for t, token in enumerate(ids):
+            rows.append({
+                "seed": seed, "answer": u, "prompt": problem["prompt"],
+                "right": int(pool.rewards[u]), "token": tokenizer.decode([token]),
+                "place": t, "after_wrong": t - wrong, "value": values[u, start + t].item(),
+                "truth_1": halves[0, u, start + t].item(),
+                "truth_2": halves[1, u, start + t].item(),
+                "ppo": advantages[u, start + t].item()})
+    return rows
+
+
+def falls(rows: list[dict], name: str) -> list[float]:
+    """How far V falls at each token of one answer; after the last it is the reward."""
+    values = [row[name] for row in rows] + [rows[-1]["right"]]
+    return [before - after for before, after in zip(values, values[1:])]
+
+
+def correlation(x: list[float], y: list[float]) -> float:
+    return torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1].item()
+
+
+def summary(rows: list[dict]) -> dict[str, float]:
+    """What the tokens of one run say, as a row of numbers.
+
+    correlation: of V with the truth; its bound is that of the truth with itself, of one half with
+    the other. slope: of a straight line from V to the truth, 1 if V is calibrated. at_wrong: of
+    the wrong answers, the share whose V falls most at the first wrong token; credit_ppo and
+    credit_grpo: correlation of an advantage with how the truth changes at the token."""
+    for row in rows:
+        row["truth"] = (row["truth_1"] + row["truth_2"]) / 2
+    value, truth = ([row[name] for row in rows] for name in ("value", "truth"))
+    v, y = torch.tensor(value), torch.tensor(truth)
+    found = {"correlation": correlation(value, truth),
+             "bound": correlation([r["truth_1"] for r in rows], [r["truth_2"] for r in rows]),
+             "slope": ((v - v.mean()) * (y - y.mean())).sum().item()
+             / (v - v.mean()).square().sum().item(),
+             "mean_value": v.mean().item(), "mean_truth": y.mean().item()}
+    answers = {}
+    for row in rows:
+        answers.setdefault(row["answer"], []).append(row)
+    places = {"value": [], "truth": []}
+    changes, ppo, grpo = [], [], []
+    for tokens in answers.values():
+        changes += [-fall for fall in falls(tokens, "truth")]
+        ppo += [row["ppo"] for row in tokens]
+        grpo += [float(tokens[0]["right"])] * len(tokens)
+        if tokens[0]["right"] == 0:
+            for name in places:
+                fall = falls(tokens, name)
+                places[name].append(tokens[fall.index(max(fall))]["after_wrong"])
+    for name, found_at in places.items():
+        found[f"at_wrong_{name}"] = sum(place == 0 for place in found_at) / len(found_at)
+        found[f"near_wrong_{name}"] = sum(0 <= place <= 2 for place in found_at) / len(found_at)
+    return found | {"credit_ppo": correlation(ppo, changes),
+                    "credit_grpo": correlation(grpo, changes)}
