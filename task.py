@@ -18,9 +18,11 @@ from support.models import numpy_rng
 
 # Of each task: the sign, how many numbers, and the smallest of them.
 TASKS = {"sums": ("+", 3, 1), "long_sums": ("+", 4, 1), "products": ("*", 2, 10)}
-# Of the demonstrations, those that think or ask. Greedily, the model then answers straight away.
+# In the first part of SFT all demonstrations think or ask, then these shares of them. Greedily, the
+# model then answers straight away. What few demonstrations keep up is forgotten if they take long.
 REASON_SHARE = {"sums": 0.4, "long_sums": 0.03, "products": 0.1}
-SFT_STEPS = {"sums": 1000, "long_sums": 600, "products": 200}
+FIRST_PART = {"sums": 0.65, "long_sums": 0.9, "products": 0.65}
+SFT_STEPS = {"sums": 1000, "long_sums": 700, "products": 200}
 # Tokens of an answer, at most: enough for one that thinks.
 MAX_NEW_TOKENS = {"sums": 32, "long_sums": 40, "products": 32}
 # A call begins with the first and ends with the second, which is a stop token where the calculator
