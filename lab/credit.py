@@ -6,24 +6,35 @@
     GRPO's advantage                -.8 -.8 -.8 -.8 -.8             one number for the whole answer
 
 What V should be is known here: the share of right answers among many continuations of the same
-prefix by the same policy. `measure` takes both from finished PPO runs of several lengths (a short
-run is the beginning of a long one), at every token of some answers that think: half of them right,
-half of them wrong.
+prefix by the same policy. Both are taken from PPO runs of several lengths (a short run is the
+beginning of a long one), at every token of some answers that think: half of them right, half of
+them wrong. The runs are those of lab/hard.py.
+
+    credit.csv          what all these tokens say of the critic, a row for each run
+    credit_tokens.csv   the tokens themselves, of seed 0
+    credit_runs.csv     PPO and GRPO: the reward after so many answers, and seconds of one core
+    credit_curves.png   two answers, token by token; both runs over answers and over seconds
 """
+import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import torch
 
 from advantages import gae
 from gradient import continue_prefixes, make_pool
 from model import ScalarModel
+from lab.hard import QUICK_STEPS, STEPS, run_setting
+from lab.report import write_csv
 from rollout import token_values
 from support.models import numpy_rng, torch_rng
+from support.plot import read_csv, read_metrics, save_figure
 from support.pretrained import load_pretrained
 from task import MAX_NEW_TOKENS, demonstration, encode_problems, make_problems
 
 TASK = "long_sums"
+MARKS = (4, 12)         # after so many steps of PPO, and after all, the critic is looked at
 ANSWERS = 8             # right ones, and as many wrong ones
 SAMPLED = 2048          # answers that they are taken from
 CONTINUATIONS = 32      # of each prefix
@@ -134,3 +145,92 @@ def summary(rows: list[dict]) -> dict[str, float]:
         found[f"near_wrong_{name}"] = sum(0 <= place <= 2 for place in found_at) / len(found_at)
     return found | {"credit_ppo": correlation(ppo, changes),
                     "credit_grpo": correlation(grpo, changes)}
+
+
+# ------------------------------------------------------------------------------- the experiment
+
+def run(out: Path, seeds: int, quick: bool) -> list[dict]:
+    """A row for each PPO run: how good its critic is. Writes the other csv files and the figure."""
+    last = QUICK_STEPS if quick else STEPS
+    table, runs, tokens = [], [], []
+    for seed in range(seeds):
+        for steps in (*MARKS, last):
+            path = run_setting(out, "PPO", steps, seed)
+            found = measured(path, seed)
+            if seed == 0:
+                tokens += [{"steps": steps, **row} for row in found]
+            table.append({"line": "", "setting": f"after {steps} steps", "seed": seed, "step": 1,
+                          **summary(found)})
+        for setting in ("PPO", "GRPO"):
+            samples, seconds = 0.0, 0.0
+            for row in read_metrics(run_setting(out, setting, last, seed)):
+                samples += float(row["samples"])
+                seconds += float(row["seconds"])
+                runs.append({"setting": setting, "seed": seed, "step": row["step"],
+                             "reward": row["reward"], "samples": samples,
+                             "seconds": round(seconds, 2)})
+    write_csv(out / "credit_tokens.csv", tokens)
+    write_csv(out / "credit_runs.csv", runs)
+    draw(out)
+    return table
+
+
+def measured(run: Path, seed: int) -> list[dict]:
+    """measure(), which takes a minute, once."""
+    file = Path(f"{run}.tokens.json")
+    if not file.is_file():
+        file.write_text(json.dumps(measure(run, seed)), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def draw(folder: Path) -> None:
+    """credit_curves.png, from the csv files alone."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    tokens = read_csv(folder / "credit_tokens.csv")
+    runs = read_csv(folder / "credit_runs.csv")
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+    for axis, right, title in zip(axes[0], ("1", "0"), ("a right answer", "a wrong answer")):
+        of_kind = [row for row in tokens
+                   if row["right"] == right and row["steps"] == tokens[-1]["steps"]]
+        answer = [row for row in of_kind if row["answer"] == of_kind[0]["answer"]]
+        draw_answer(axis, answer)
+        axis.set_title(f"{title} to {answer[0]['prompt']}", loc="left", fontsize=9)
+    axes[0, 0].legend(fontsize=8)
+    for axis, x in zip(axes[1], ("samples", "seconds")):
+        for color, setting in (("C0", "PPO"), ("C1", "GRPO")):
+            mine = [row for row in runs if row["setting"] == setting]
+            n_seeds = len({row["seed"] for row in mine})
+            n_steps = len(mine) // n_seeds
+            by_step = [mine[step::n_steps] for step in range(n_steps)]
+            for seed in range(n_seeds):
+                one = mine[seed * n_steps:(seed + 1) * n_steps]
+                axis.plot([float(row[x]) for row in one], [float(row["reward"]) for row in one],
+                          color=color, linewidth=0.7, alpha=0.3)
+            axis.plot([mean(float(row[x]) for row in at) for at in by_step],
+                      [mean(float(row["reward"]) for row in at) for at in by_step],
+                      color=color, label=setting)
+        axis.set_xlabel({"samples": "answers sampled", "seconds": "seconds of one core"}[x])
+        axis.set_ylabel("right answers, sampled (share)")
+        axis.grid(alpha=0.3)
+    axes[1, 0].legend(fontsize=8)
+    save_figure(figure, folder / "credit_curves.png", [tokens, runs, draw, draw_answer], dpi=110)
+    plt.close(figure)
+
+
+def draw_answer(axis, answer: list[dict]) -> None:
+    """V, the truth and GRPO's advantage, token by token. A red line: the first wrong token."""
+    place = range(len(answer))
+    truth = [(float(row["truth_1"]) + float(row["truth_2"])) / 2 for row in answer]
+    axis.plot(place, truth, "o-", color="0.4", ms=3, label="share of right continuations")
+    axis.plot(place, [float(row["value"]) for row in answer], ".-", color="C0", label="V of PPO")
+    stripe = 1.0 if answer[0]["right"] == "1" else 0.0
+    axis.axhline(stripe, color="C1", linestyle="--", label="what GRPO's advantage says: the reward")
+    wrong = -int(answer[0]["after_wrong"])
+    if wrong < len(answer):
+        axis.axvline(wrong, color="C3", alpha=0.5)
+    axis.set_xticks(place, [row["token"].replace("<|endoftext|>", "end") for row in answer],
+                    fontsize=6)
+    axis.set_ylim(-0.1, 1.1)
+    axis.grid(alpha=0.3)

@@ -1,19 +1,29 @@
-"""A world of rare rewards: sums of four numbers, of which one answer in fifty is right at first.
+"""A world of rare rewards: sums of four numbers, of which one answer in forty is right at first.
 
     12+34+56+7=<think>12+34=46, 46+56=102, 102+7=109</think>109     2 or 3 answers in 100; mostly right
     12+34+56+7=121                                                  all others; hardly ever right
 
 Of sixteen groups of eight answers, two or three hold a right one: the others teach GRPO nothing.
-How soon the two or three are found, and how much one of them may move the policy, is what methods
-differ in here. So what counts is not the end but the way: `pace` measures it from metrics.csv.
+How soon the few are found, and how much one of them may move the policy, is what methods differ in
+here. So what counts is not the end but the way there: `pace` measures it.
 
-The model is a third of the built-in one: `write` puts an untrained one of 0.27 M parameters where
-train_sft.py --model finds it, so that an SFT model takes a minute and a half of one core.
+A third of the built-in model is enough. It learns to add step by step once (two minutes of one
+core); then each seed has an SFT of its own, of whose last demonstrations 3 in 100 think. All runs
+go to OUT/runs, and what is finished is not run again.
 """
+import contextlib
+import io
+import json
+import re
+import time
 from pathlib import Path
 
 import torch
 
+import evaluate
+import train_grpo
+import train_ppo
+import train_sft
 from model import ModelConfig, Transformer
 from support.plot import read_metrics
 from support.pretrained import save_pretrained
@@ -21,28 +31,110 @@ from support.tokenizer import builtin_tokenizer
 
 SMALLER = dict(dim=96, n_layers=3, n_heads=4, n_kv_heads=2, ffn_dim=192, max_seq_len=128,
                rope_theta=100.0, qk_norm=True)
+SCRIPTS = {"train_sft.py": train_sft.main, "train_grpo.py": train_grpo.main,
+           "train_ppo.py": train_ppo.main}
+TASK = "--task long_sums --eval-every 0 --save-every 0 --eval-problems 64"
+# Settings of the SFT models were tuned on seed 99, until one answer in forty was right.
+BASE = f"train_sft.py {TASK} --reason-share 1 --steps 700 --lr 3e-3 --seed 99"
+SFT = f"train_sft.py {TASK} --steps 60 --lr 1e-3"
+STEPS, QUICK_STEPS = 40, 20
+GRPO = f"train_grpo.py {TASK} --prompts-per-step 16"
+PPO = f"train_ppo.py {TASK} --reward verifier --prompts-per-step 128"
+OFTEN = f"{GRPO} --epochs 4"
+RUNS = {
+    "GRPO": GRPO,
+    "Dr. GRPO": f"{GRPO} --method dr_grpo",
+    "DAPO": f"{GRPO} --method dapo",
+    "RLOO": f"{GRPO} --method rloo",
+    "REINFORCE++": f"{GRPO} --method reinforce_pp",
+    "ReMax": f"{GRPO} --method remax",
+    "REINFORCE": f"{GRPO} --method reinforce",
+    "GSPO": f"{GRPO} --method gspo",
+    "CISPO": f"{GRPO} --method cispo",
+    "PPO": PPO,
+    "A2C": f"{PPO} --epochs 1 --minibatches 1",
+    "G = 4": f"train_grpo.py {TASK} --prompts-per-step 32 --group-size 4",
+    "G = 32": f"train_grpo.py {TASK} --prompts-per-step 4 --group-size 32",
+    "token mean": f"{GRPO} --aggregate token-mean",
+    "groups replaced": f"{GRPO} --no-signal replace",
+    "temperature 1.3": f"{GRPO} --temperature 1.3",
+    "entropy bonus 0.01": f"{GRPO} --entropy-coef 0.01",
+    "entropy bonus 0.05": f"{GRPO} --entropy-coef 0.05",
+    "4 passes": OFTEN,
+    "4 passes, upper clip 0.28": f"{OFTEN} --clip-high 0.28",
+    "4 passes, no upper clip": f"{OFTEN} --clip-high 1e9",
+}
+COLUMNS = ("reward", "entropy", "no_signal", "samples", "response_length", "clip_fraction",
+           "mean_reward", "half_step", "half_samples", "all_samples", "sampled", "greedy",
+           "pass@8", "reasons")
 
 
-def write(folder: Path) -> None:
+def write(folder: Path) -> Path:
     """An untrained model, as FOLDER/small."""
     torch.manual_seed(0)
     tokenizer = builtin_tokenizer()
     model = Transformer(ModelConfig(tokenizer.vocab_size, **SMALLER))
-    save_pretrained(model, tokenizer, Path(folder) / "small")
+    save_pretrained(model, tokenizer, folder / "small")
+    return folder / "small"
 
 
-def pace(run: Path) -> dict[str, float]:
-    """How soon a run learned, from the rewards of its own samples: a number for each.
+def train(path: Path, command: str, model: Path) -> Path:
+    """Run a script from this model, and evaluate.py on what comes out, unless PATH.json is there."""
+    result = Path(f"{path}.json")
+    if result.is_file():
+        return path
+    script, *flags = command.split()
+    SCRIPTS[script]([*flags, "--model", str(model), "--out", str(path), "--overwrite"])
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        evaluate.main([str(path), "--problems", "256", "--json"])
+    result.write_text(printed.getvalue(), encoding="utf-8")
+    return path
+
+
+def start_model(out: Path, seed: int) -> Path:
+    """The seed's SFT model."""
+    base = out / "runs" / "hard_base"
+    if not base.is_dir():
+        train(base, BASE, write(out / "runs"))
+    return train(out / "runs" / f"hard_sft-{seed}", f"{SFT} --seed {seed}", base)
+
+
+def run_setting(out: Path, setting: str, steps: int, seed: int) -> Path:
+    """The run directory of a setting, trained from its seed's SFT model."""
+    # Others may use the machine: a step's seconds are those of this process.
+    time.perf_counter = time.process_time
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    name = re.sub(r"[^\w.]+", "_", setting)
+    return train(out / "runs" / f"hard_{name}_{steps}-{seed}",
+                 f"{RUNS[setting]} --steps {steps} --seed {seed}", start_model(out, seed))
+
+
+def pace(rows: list[dict]) -> dict[str, float]:
+    """How soon a run learned, from the rewards of its own samples: rows of metrics.csv.
 
     mean_reward: over all steps, which is the area under the curve. half_step: the first step at
     which half of the samples are right, and one more than the last if there is none;
     half_samples: how many answers were sampled until its end."""
-    rows = read_metrics(run)
     rewards = [float(row["reward"]) for row in rows]
-    half = next((i for i, reward in enumerate(rewards) if reward >= 0.5), len(rows))
     sampled = [float(row["samples"]) for row in rows]
-    per_step = sum(sampled) / len(rows)
-    missing = per_step if half == len(rows) else 0.0
+    half = next((i for i, reward in enumerate(rewards) if reward >= 0.5), len(rows))
+    after_the_end = sum(sampled) / len(rows) if half == len(rows) else 0.0
     return {"mean_reward": sum(rewards) / len(rewards), "half_step": half + 1,
-            "half_samples": sum(sampled[:half + 1]) + missing,
-            "no_signal_first": sum(float(row.get("no_signal") or 0) for row in rows[:5]) / 5}
+            "half_samples": sum(sampled[:half + 1]) + after_the_end,
+            "all_samples": sum(sampled)}
+
+
+def run(out: Path, seeds: int, quick: bool) -> list[dict]:
+    """A row for each step of each run; in the last what holds for the whole run."""
+    steps = QUICK_STEPS if quick else STEPS
+    table = []
+    for seed in range(seeds):
+        for setting in RUNS:
+            path = run_setting(out, setting, steps, seed)
+            rows = read_metrics(path)
+            rows[-1] |= pace(rows) | json.loads(Path(f"{path}.json").read_text())
+            for row in rows:
+                table.append({"line": "", "setting": setting, "seed": seed, "step": row["step"],
+                              **{name: row.get(name, "") for name in COLUMNS}})
+    return table

@@ -1,15 +1,19 @@
 """The worlds of rare rewards and of credit: their models, and what is measured on them."""
-import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import evaluate
+import train_grpo
 import train_ppo
+import train_sft
 from gradient import make_pool
 from lab import credit, hard
 from model import ModelConfig, ScalarModel, Transformer
 from rollout import token_values
+from support.cli import parse
 from support.models import torch_rng
 from support.pretrained import load_pretrained, save_pretrained
 from support.tokenizer import builtin_tokenizer
@@ -30,16 +34,55 @@ def test_the_untrained_model_is_written_once_and_for_all(tmp_path):
 
 @pytest.mark.parametrize("rewards, half_step, half_samples", [
     ([0.0, 0.25, 0.5, 0.375], 3, 60), ([0.5, 0.0, 0.0, 0.0], 1, 10), ([0.25] * 4, 5, 125)])
-def test_pace(tmp_path, rewards, half_step, half_samples):
+def test_pace(rewards, half_step, half_samples):
     """The first step at which half is right; where there is none, a step more than there were."""
-    with open(tmp_path / "metrics.csv", "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, ["reward", "samples", "no_signal"])
-        writer.writeheader()
-        for reward, samples in zip(rewards, (10, 20, 30, 40)):
-            writer.writerow({"reward": reward, "samples": samples, "no_signal": 0.25})
-    found = hard.pace(tmp_path)
-    assert found["mean_reward"] == pytest.approx(sum(rewards) / 4)
-    assert (found["half_step"], found["half_samples"]) == (half_step, half_samples)
+    rows = [{"reward": str(reward), "samples": str(samples)}
+            for reward, samples in zip(rewards, (10, 20, 30, 40))]
+    assert hard.pace(rows) == {"mean_reward": pytest.approx(sum(rewards) / 4), "all_samples": 100,
+                               "half_step": half_step, "half_samples": half_samples}
+
+
+def test_every_setting_starts_from_its_seeds_model(tmp_path, monkeypatch):
+    """And what is finished is not run again. Each command is one that its script accepts."""
+    asked, evaluated = [], []
+
+    def script(name, module):
+        def main(argv):
+            parse(module.Config, "", [*argv])
+            asked.append((name, argv))
+            path = Path(argv[argv.index("--out") + 1])
+            path.mkdir(parents=True)
+            (path / "metrics.csv").write_text("step,reward,samples\n1,0.25,8\n2,0.5,8\n")
+        return main
+
+    for module in (train_sft, train_grpo, train_ppo):
+        monkeypatch.setitem(hard.SCRIPTS, f"{module.__name__}.py",
+                            script(module.__name__, module))
+    monkeypatch.setattr(evaluate, "main", lambda argv: evaluated.append(argv) or print(
+        '{"sampled": 0.5, "greedy": 0.25, "pass@8": 1, "reasons": 0.75}'))
+    rows = hard.run(tmp_path, 2, quick=True)
+    n = len(hard.RUNS)
+    assert len(asked) == len(evaluated) == 1 + 2 * (1 + n)
+    # An SFT model that thinks comes first, from an untrained one.
+    assert [name for name, _ in asked[:3]] == ["train_sft", "train_sft", "train_grpo"]
+
+    def given(argv, flag):
+        return argv[argv.index(flag) + 1]
+
+    assert given(asked[0][1], "--model") == str(tmp_path / "runs" / "small")
+    assert given(asked[1][1], "--model") == given(asked[0][1], "--out")
+    paths = set()
+    for i, (_, argv) in enumerate(asked[2:2 + n] + asked[3 + n:]):
+        seed = i // n
+        assert given(argv, "--seed") == str(seed) and given(argv, "--steps") == "20"
+        assert given(argv, "--model").endswith(f"hard_sft-{seed}")
+        paths.add(given(argv, "--out"))
+    assert len(paths) == 2 * n
+    assert len(rows) == 4 * n and {row["setting"] for row in rows} == {*hard.RUNS}
+    assert [row["half_step"] for row in rows[:2]] == ["", 2]
+    assert rows[1]["mean_reward"] == 0.375 and rows[1]["pass@8"] == 1
+    asked.clear()
+    assert hard.run(tmp_path, 2, quick=True) == rows and asked == []
 
 
 def test_the_first_wrong_token():
