@@ -1,13 +1,19 @@
-"""The lab's pages in Chinese: `python docs/concepts.py` writes docs/lab/NAME.zh.md from NAME.md,
-which compare.py writes. Every number is taken over; a sentence of another form is refused.
+"""The lab's pages in Chinese: `python docs/concepts.py` writes docs/lab/NAME.zh.md from the csv
+files that compare.py wrote, by the functions that make the English pages (lab/report.py).
 """
 import re
+import sys
 from pathlib import Path
 
 from concepts import ROOT
 
+sys.path.append(str(ROOT))
+from lab.report import experiment_page, results_page
+from support.plot import read_csv
+
 LAB = ROOT / "docs" / "lab"
-TITLES = {
+CHINESE = {
+    # What an experiment asks.
     "PPO on a reward model: when does pleasing it stop being right?":
         "用奖励模型的 PPO：讨好它，到什么时候就不再答对？",
     "GRPO, 256 samples per step: many prompts, or many answers to each?":
@@ -23,127 +29,86 @@ TITLES = {
     "GRPO: what is averaged over what, and what that does to length":
         "GRPO：对什么求平均，对长度有什么影响",
     "DAPO: groups without signal, left out or replaced": "DAPO：无信号的组，跳过还是补上",
-}
-QUANTITIES = {
+    # What was expected.
+    # What is measured.
     "right answers, sampled (share)": "采样正确率",
     "KL to the SFT model (nats per answer)": "与 SFT 模型的 KL（每个回答的 nats）",
     "groups without signal (share)": "无信号组的比例",
     "explained variance of the critic": "价值模型的解释方差",
     "answer length (tokens)": "回答长度（token）",
     "samples per step": "每步样本数",
-}
-# Of settings; what is not here, such as G = 8, stays as it is.
-SETTINGS = {
-    "critic from the policy": "价值模型从策略开始",
-    "critic from the reward model": "价值模型从奖励模型开始",
-    "clip 0.2": "裁剪 0.2", "no clip": "不裁剪", "epochs = ": "遍数 = ",
+    # Settings; what is neither here nor in PARTS, such as G = 8, stays as it is.
     "none": "不加惩罚", "k1 in the loss": "k1 放进损失", "k2 in the loss": "k2 放进损失",
     "k3 in the loss": "k3 放进损失", "k1 in the reward": "k1 放进奖励",
     "frozen": "冻结", "EMA 0.9": "EMA 0.9 跟随", "synced every 10": "每 10 步替换",
     "left out": "跳过", "replaced": "补上",
+    "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM），不加 KL",
+    "DPO without NLL": "DPO，不加 NLL",
+    # Columns of tables.
+    "greedy": "贪心", "sampled": "采样", "pass@8": "pass@8", "length": "长度",
+    "kl to sft": "与 SFT 的 KL", "samples": "样本数", "seconds": "秒", "models": "模型数",
+    "peak greedy": "最好时贪心", "peak sampled": "最好时采样", "score at peak": "最好时打分",
+    "score": "打分", "greedy accuracy at its best": "贪心正确率：最好的一次评估",
+    "at the end": "最后一次", "score at the best": "打分：最好的一次评估",
+    "score at the end": "打分：最后一次",
+    # Sentences.
+    "One seed, so there is no spread to hold differences against.":
+        "只有一个种子，没有波动可比。",
+    "Against {}, no difference beyond the seeds' spread.":
+        "与“{}”相比，差别都没有超出种子间的波动。",
+    "Against {}, beyond the seeds' spread: {}.": "与“{}”相比，超出种子间波动的：{}。",
+    "higher with {}": "更高的是 {}", "lower with {}": "更低的是 {}", "; ": "；",
+    "Expected, written before the runs: {}": "运行之前写下的预期：{}",
+    "Mean ± standard deviation over {} seeds, in the last fifth of the steps. Bold: differs from "
+    "{} beyond the seeds' spread.":
+        "{} 个种子的均值 ± 标准差，取最后五分之一的步。粗体：与“{}”的差别超出种子间的波动。",
+    "Mean ± standard deviation over {} seeds. Bold: falls beyond the seeds' spread while the score "
+    "rises.": "{} 个种子的均值 ± 标准差。粗体：打分上升而正确率下降，且超出种子间的波动。",
+    "Mean ± standard deviation over {} seeds.": "{} 个种子的均值 ± 标准差。",
+    "length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers that the "
+    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of the "
+    "training script. models: full models in memory while it trains.":
+        "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；"
+        "DPO 一类方法从偏好对学习。秒：训练脚本的用时。模型数：训练时内存里完整模型的个数。",
+    "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation and "
+    "at the end:":
+        "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估和最后一次：",
 }
-COLUMNS = {"greedy": "贪心", "sampled": "采样", "length": "长度", "kl to sft": "与 SFT 的 KL",
-           "samples": "样本数", "seconds": "秒", "models": "模型数", "peak greedy": "最好时贪心",
-           "peak sampled": "最好时采样", "score at peak": "最好时打分", "score": "打分",
-           "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM），不加 KL",
-           "DPO without NLL": "DPO，不加 NLL"}
-VALUE = r"[\d.,]+(?: ± [\d.,]+)?"
+# Of settings that are made of parts.
+PARTS = {
+    "critic from the policy": "价值模型从策略开始",
+    "critic from the reward model": "价值模型从奖励模型开始",
+    "clip 0.2": "裁剪 0.2", "no clip": "不裁剪", "epochs = ": "遍数 = ",
+}
 
 
-def setting(text: str, comma: str = "，") -> str:
-    for english, chinese in SETTINGS.items():
-        text = text.replace(english, chinese)
-    return text.replace(", ", comma)
-
-
-def against(sentence: str) -> str:
-    """What differs from one setting, and to which side."""
-    match = re.fullmatch(r"Against (.*?), no difference beyond the seeds' spread", sentence)
-    if match:
-        return f"与“{setting(match[1])}”相比，差别都没有超出种子间的波动。"
-    match = re.fullmatch(r"Against (.*?), beyond the seeds' spread: (.*)", sentence)
-    if not match:
-        raise ValueError(f"docs/lab_chinese.py: no Chinese for {sentence!r}")
-    sides = []
-    for side in match[2].split("; "):
-        word, _, names = side.partition(" with ")
-        names = re.sub("PPO on RM, no KL", "PPO（RM，不加 KL）", names)
-        names = names.replace("DPO without NLL", "DPO（不加 NLL）")
-        names = setting(names, "、")
-        space = " " if names[0].isascii() else ""
-        sides.append({"higher": "更高的是", "lower": "更低的是"}[word] + space + names)
-    return f"与“{setting(match[1])}”相比，超出种子间波动的：{'；'.join(sides)}。"
-
-
-def stated(text: str) -> str:
-    """`At the end, ...: value (setting), ...` and what differs, for each quantity."""
-    parts = []
-    for sentence in re.split(r"(?<=\.) (?=At the end, )", text):
-        match = re.fullmatch(r"At the end, (.*?): (.*)\. (Against .*)\.", sentence)
-        if not match:
-            raise ValueError(f"docs/lab_chinese.py: no Chinese for {sentence[:60]!r}")
-        told = [f"{value}（{setting(which)}）"
-                for value, which in re.findall(rf"({VALUE}) \((.*?)\)(?:, |$)", match[2])]
-        parts.append(f"训练结束时，{QUANTITIES[match[1]]}：{'，'.join(told)}。{against(match[3])}")
-    return "".join(parts)
-
-
-def hump(text: str) -> str:
-    """How accuracy falls while the score rises."""
-    found = re.findall(rf"({VALUE} → {VALUE}) \(({VALUE} → {VALUE})\) with (β = [\d.]+\d|β = 0)",
-                       text)
-    match = re.search(r"Accuracy falls beyond the seeds' spread while the score rises with (.*)\.$",
-                      text)
-    if not (found and match):
-        raise ValueError(f"docs/lab_chinese.py: no Chinese for {text[:60]!r}")
-    told = "，".join(f"{beta} 时 {accuracy}（{score}）" for accuracy, score, beta in found)
-    return (f"贪心正确率（括号里是奖励模型的打分），从最好的一次评估到最后一次：{told}。打分上升而正确率下降，"
-            f"且超出种子间波动的：{setting(match[1])}。")
-
-
-def experiment(text: str) -> str:
-    body, picture = text.strip().split("\n\n")
-    title, sentences = re.fullmatch(r"\*\*(.*?)\*\* (.*)", body).groups()
-    told = stated(sentences) if sentences.startswith("At the end") else hump(sentences)
-    file = re.search(r"\((\w+\.png)\)", picture)[1]
-    return f"**{TITLES[title]}** {told}\n\n![{TITLES[title]}]({file})\n"
-
-
-def table(text: str) -> str:
-    def cell(word):
-        return COLUMNS.get(word, word)
-    lines = [" | ".join(map(cell, line.strip("| ").split(" | ")))
-             for line in text.split("\n") if not line.startswith("|---")]
-    width = text.split("\n")[1]
-    return "\n".join([f"| | {lines[0]} |", width, *(f"| {line} |" for line in lines[1:])])
-
-
-def results(text: str) -> str:
-    seeds, methods, _, right, model, hacked = text.strip().split("\n\n")
-    [n_seeds] = re.fullmatch(r"Seeds: (\d+)\. Mean ± standard deviation\.", seeds).groups()
-    ranked = re.match(rf"The reward model ranks ({VALUE}) of held-out pairs right\.", model)
-    held = against(right.removeprefix("Right answers, sampled: ").rstrip("."))
-    return "\n\n".join([
-        f"种子数：{n_seeds}。均值 ± 标准差。",
-        table(methods),
-        "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；DPO 一类"
-        "方法从偏好对学习。秒：训练脚本的用时。模型数：训练时内存里完整模型的个数。",
-        f"采样正确率：{held}",
-        f"奖励模型对留出的偏好对，排序正确的比例为 {ranked[1]}。用它打分的 PPO（RM），在最好的一次评估和最后一次：",
-        table(hacked)]) + "\n"
-
-
-def page(file: Path) -> str:
-    text = file.read_text(encoding="utf-8")
-    return results(text) if file.stem == "results" else experiment(text)
+def say(text: str) -> str:
+    """A text of an English page in Chinese."""
+    if text in CHINESE:
+        return CHINESE[text]
+    said = text
+    for english, chinese in PARTS.items():
+        said = said.replace(english, chinese)
+    if said != text:
+        return said.replace(", ", "，")
+    # Names of methods and settings such as β = 0.01 are the same in both languages.
+    if re.search(r"[a-z]{3} [a-z]|\w\.$", text):
+        raise ValueError(f"docs/lab_chinese.py: no Chinese for {text!r}")
+    return text
 
 
 def pages() -> dict[Path, str]:
     """Each Chinese page, by its file."""
     # gradient.md has paragraphs of its own, and no Chinese page yet.
     english = [file for file in sorted(LAB.glob("*.md"))
-               if not file.name.endswith(".zh.md") and file.stem != "gradient"]
-    return {file.with_suffix(".zh.md"): page(file) for file in english}
+               if not re.search(r"\.zh|README", file.name) and file.stem != "gradient"]
+    found = {}
+    for file in english:
+        rows = read_csv(file.with_suffix(".csv"))
+        is_table = file.stem == "results"
+        text = results_page(rows, say) if is_table else experiment_page(file.stem, rows, say)
+        found[file.with_suffix(".zh.md")] = text
+    return found
 
 
 def write() -> None:

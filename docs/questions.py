@@ -1366,7 +1366,7 @@ PRACTICE = [
                    "的偏好。红队专门找危害。此外看 KL、长度和旧基准。"),
         follow_up_zh="为什么不用奖励模型的分数？它就是被优化的目标，不再是度量。",
         wrong_zh="“一个种子就够了。”在这里，好方法之间的方差大部分来自种子。",
-        code=["evaluate.py:main", "compare.py:apart"],
+        code=["evaluate.py:main", "lab/report.py:apart"],
         tests=["test_data.py::test_held_out_problems_are_never_trained_on"],
         why="f.16",
         numbers=("GRPO over five seeds: {results/GRPO/sampled}; DAPO: {results/DAPO/sampled}. "
@@ -1526,7 +1526,7 @@ PRACTICE = [
         follow_up_zh=("哪些可以在笔记本上研究？功劳分配、奖励作弊、旧数据、平均方式：这里各是一个"
                       "设置。"),
         wrong_zh="罗列产品名。",
-        code=["compare.py:EXPERIMENTS"],
+        code=["lab/experiments.py:EXPERIMENTS"],
         why="c.10"),
 ]
 

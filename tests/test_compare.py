@@ -2,26 +2,44 @@
 says what its numbers say."""
 import csv
 import json
+import math
+import sys
 import time
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import compare
+import evaluate
 import train_dpo
 import train_grpo
 import train_ppo
 import train_rm
 import train_sft
+from lab import report
+from lab.experiments import (
+    DAPO,
+    DPO,
+    EXPERIMENTS,
+    GRPO,
+    METHODS,
+    PPO_RM,
+    RM,
+    SFT,
+    Experiment,
+)
 from support.cli import UserError, parse
+from support.plot import read_csv
 
 SCRIPTS = {
     f"{module.__name__}.py": module
     for module in (train_sft, train_rm, train_dpo, train_grpo, train_ppo)}
-COMMANDS = (
-    {c for _, c in compare.METHODS.values()}
-    | {c for e in compare.EXPERIMENTS.values() for c in e.runs.values()})
+STUDIES = [compare.TABLE, *EXPERIMENTS.values()]
+COMMANDS = {c for e in STUDIES for c in (e.start, *e.needs.values(), *e.runs.values())}
+# Of made-up runs.
+SHARED = [which for which, e in EXPERIMENTS.items() if e.runs and e.start == SFT]
 
 
 def rows(run, **numbers):
@@ -51,19 +69,19 @@ def lab(tmp_path, monkeypatch):
     .numbers: (command, seed) -> numbers"""
     ran = []
 
-    def run(out, command, seed, threads, needed, running):
+    def run(out, e, command, seed, threads, needed, running):
         for future in needed:
             future.result()
-        time.sleep({compare.SFT: 0.1, compare.RM: 0.05}.get(command, 0) if seed == 0 else 0)
+        time.sleep({SFT: 0.1, RM: 0.05}.get(command, 0) if seed == 0 else 0)
         path, found = compare.run_path(out, command, seed), lab.numbers(command, seed)
         end = {
             "greedy": 0.95, "sampled": found.pop("sampled", 0.9), "pass@8": 0.99, "length": 25,
             "kl_to_sft": found.pop("kl_to_sft", 1.0)}
         rows(
             path, **found,
-            **({"eval_accuracy": 0.9 + 0.02 * seed} if command == compare.RM else {}))
+            **({"eval_accuracy": 0.9 + 0.02 * seed} if command == RM else {}))
         compare.Path(f"{path}.json").write_text(json.dumps({
-            "seconds": 60 + seed, **(end if command != compare.RM else {})}))
+            "seconds": 60 + seed, **(end if command != RM else {})}))
         ran.append((command, seed))
         return 1.0
 
@@ -79,13 +97,15 @@ def test_every_command_is_one_of_its_script():
     for command in COMMANDS:
         file, *flags = command.split()
         parse(SCRIPTS[file].Config, "", flags)
+    for e in STUDIES:
+        parse(evaluate.Config, "", e.evaluate.split())
     assert len({compare.run_path(compare.Path(), c, 0) for c in COMMANDS}) == len(COMMANDS)
 
 
 def test_the_table(lab, monkeypatch):
     lab.numbers = lambda command, seed: {
         "sampled": 0.8 + 0.1 * seed,
-        **({"samples": None} if command == compare.DPO else {})}
+        **({"samples": None} if command == DPO else {})}
     text = lab("--seeds", "2")["results"]
     lines = {
         line.split(" | ")[0].strip("| "): line
@@ -94,26 +114,27 @@ def test_the_table(lab, monkeypatch):
         "| GRPO | 0.950 | 0.850 ± 0.071 | 0.990 | 25.0 | 1.00 | 2,560 | 60 ± 1 | 2 |")
     assert lines["DPO"].endswith(" | 200 | 60 ± 1 | 1 |") and "reward model" not in lines
     assert "ranks 0.910 ± 0.014 of held-out pairs right" in text
-    assert "Right answers, sampled: Against GRPO, no difference beyond the seeds' spread." in text
+    assert ("right answers, sampled (share): Against GRPO, no difference beyond the seeds' spread."
+            in text)
     assert "| PPO on RM, no KL | 0.800 | 0.950 | 0.600 | 0.850 ± 0.071 | 0.50 | 1.00 |" in text
-    assert [(r["method"], r["seed"]) for r in compare.read_csv(lab.path / "results.csv")] == [
-        (m, s) for m in compare.METHODS for s in "01"]
+    assert [(r["method"], r["seed"]) for r in read_csv(lab.path / "results.csv")] == [
+        (m, s) for m in METHODS for s in "01"]
     assert (
         (lab.path / "compare.png").stat().st_size > 20000
         < (lab.path / "methods.png").stat().st_size)
 
     # What it starts from was there.
     for (command, seed), place in ((job, i) for i, job in enumerate(lab.ran)):
-        assert command == compare.SFT or (compare.SFT, seed) in lab.ran[:place]
-        assert "{rm}" not in command or (compare.RM, seed) in lab.ran[:place]
-    assert sorted(lab.ran) == sorted((c, s) for _, c in compare.METHODS.values() for s in (0, 1))
+        assert command == SFT or (SFT, seed) in lab.ran[:place]
+        assert "{rm}" not in command or (RM, seed) in lab.ran[:place]
+    assert sorted(lab.ran) == sorted((c, s) for _, c in METHODS.values() for s in (0, 1))
     before = list(lab.ran)
     # Nothing is run again ...
     assert lab("--seeds", "2")["results"] == text and lab.ran == before
     # ... but what was cut off.
-    compare.Path(f"{compare.run_path(lab.path, compare.GRPO, 1)}.json").unlink()
+    compare.Path(f"{compare.run_path(lab.path, GRPO, 1)}.json").unlink()
     lab("--seeds", "2")
-    assert lab.ran == [*before, (compare.GRPO, 1)]
+    assert lab.ran == [*before, (GRPO, 1)]
     # An experiment shares the runs that have the same settings.
     lab("group_size", "--seeds", "2")
     assert len(lab.ran) == len(before) + 1 + 2 * 5
@@ -131,11 +152,11 @@ def test_figures_and_text_need_no_runs(lab, tmp_path_factory):
 
 def test_quick_is_one_seed_and_a_third_of_the_steps(lab):
     lab("--quick")
-    assert len(lab.ran) == len(compare.METHODS) and {
-        (compare.SFT, 0), (f"{compare.GRPO} --method rloo --steps 17", 0)} < set(lab.ran)
+    assert len(lab.ran) == len(METHODS) and {
+        (SFT, 0), (f"{GRPO} --method rloo --steps 17", 0)} < set(lab.ran)
 
 
-@pytest.mark.parametrize("experiment", compare.EXPERIMENTS)
+@pytest.mark.parametrize("experiment", SHARED)
 def test_every_experiment_states_and_draws(lab, experiment):
     text = lab(experiment, "--seeds", "2")[experiment]
     assert (
@@ -145,7 +166,7 @@ def test_every_experiment_states_and_draws(lab, experiment):
     # All runs are equal here.
     if experiment != "overoptimization":
         assert text.count("no difference beyond the seeds' spread") == (
-            len(compare.EXPERIMENTS[experiment].panels))
+            len(EXPERIMENTS[experiment].panels))
 
 
 def test_a_sentence_says_what_its_numbers_say(lab):
@@ -157,7 +178,10 @@ def test_a_sentence_says_what_its_numbers_say(lab):
             + 0.01 * seed}
     lab.numbers = numbers
     text = lab("kl", "--seeds", "2")["kl"]
-    assert "1.00 ± 0.01 (none), 1.00 ± 0.01 (k1 in the loss), 0.30 ± 0.01 (k2 in the loss)" in text
+    assert "| none | 1.00 ± 0.01 | 0.900 |" in text
+    # What differs is bold.
+    assert "| k1 in the loss | 1.00 ± 0.01 | 0.900 |" in text
+    assert "| k2 in the loss | **0.30 ± 0.01** | 0.900 |" in text
     assert (
         "Against none, beyond the seeds' spread: lower with k2 in the loss, k1 in the reward."
     ) in text
@@ -174,8 +198,8 @@ def test_a_sentence_says_what_its_numbers_say(lab):
         "kl_to_sft": numbers(command, seed)["kl_to_sft"] * (1 - 0.9 * seed)}
     text = lab("kl", "--seeds", "2")["kl"]
     assert (
-        "(k1 in the loss)" in text
-        and "KL to the SFT model (nats per answer): 0.55" in text
+        "| k1 in the loss |" in text
+        and "| none | 0.55 ± 0.64 |" in text and "**" not in text.split("\n\n")[1]
         and text.count("no difference") == 2)
     assert "One seed, so there is no spread" in lab("kl", "--seeds", "1")["kl"]
 
@@ -183,7 +207,7 @@ def test_a_sentence_says_what_its_numbers_say(lab):
 def test_the_end_of_a_curve_is_its_last_fifth(lab):
     lab.numbers = lambda command, seed: {"response_length": lambda step: step + seed}
     text = lab("aggregation", "--seeds", "2")["aggregation"]
-    assert "answer length (tokens): 10.00 ± 0.71 (seq-mean), 10.00 ± 0.71 (token-mean)" in text
+    assert "| seq-mean | 10.00 ± 0.71 |" in text and "| token-mean | 10.00 ± 0.71 |" in text
 
 
 def test_luck_is_no_hump(lab):
@@ -194,8 +218,8 @@ def test_luck_is_no_hump(lab):
             11, generator=torch.Generator().manual_seed(zlib.crc32(command.encode()) + seed))
         return {"eval_greedy": lambda step: 0.9 + noise[step].item()}
     lab.numbers = chance
-    assert "With none does accuracy fall" in (
-        lab("overoptimization", "--seeds", "5")["overoptimization"])
+    text = lab("overoptimization", "--seeds", "5")["overoptimization"]
+    assert "| β = 0 |" in text and "**" not in text.split("\n\n")[1]
 
 
 def test_the_hump_is_stated_only_where_it_is(lab):
@@ -205,18 +229,35 @@ def test_the_hump_is_stated_only_where_it_is(lab):
             10: 0.2 + 0.05 * seed if "--kl-coef 0" == command[-11:] else 0.94}.get(step, "")}
     lab.numbers = falls
     text = lab("overoptimization", "--seeds", "2")["overoptimization"]
-    assert "0.95 → 0.23 ± 0.04 (0.50 → 1.00) with β = 0," in text
-    assert (
-        "Accuracy falls beyond the seeds' spread while the score rises with β = 0, β = 0.01"
-    ) in text
+    assert "| β = 0 | 0.950 | **0.225 ± 0.035** | 0.50 | 1.00 |" in text
+    # A fall of 0.01 in every seed is one, too.
+    assert "| β = 0.01 | 0.950 | **0.940** | 0.50 | 1.00 |" in text
     for file in (lab.path / "runs").glob("*.json"):
         file.unlink()
     # The score falls too.
     lab.numbers = lambda command, seed: {
         **falls(command, seed),
         "reward": lambda step: 1 - step / 10}
-    assert "With none does accuracy fall beyond" in (
-        lab("overoptimization", "--seeds", "2")["overoptimization"])
+    assert "**" not in lab("overoptimization", "--seeds", "2")["overoptimization"].split("\n\n")[1]
+
+
+def test_rank_correlation():
+    """By hand: ranks 0, 1, 2, 3 against 0, 2, 1, 3 differ by 1 twice: 1 - 6 * 2 / 60 = 0.8."""
+    assert report.rank_correlation([1, 2, 3, 40], [0.1, 0.3, 0.2, 0.9]) == pytest.approx(0.8)
+    # Two equal values share rank 0.5.
+    assert report.rank_correlation([1, 1, 2], [5, 6, 7]) == pytest.approx(0.75 ** 0.5)
+    assert report.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert math.isnan(report.rank_correlation([1, 1], [1, 2]))
+
+
+def test_an_axis_shows_all_seeds_or_says_which_it_leaves_out():
+    low, high = report.limits([[0.0], [0.01, 0.02], [-0.03]], least=0.1)
+    # Noise of a hundredth does not fill the figure.
+    assert high - low == pytest.approx(0.1) and low < -0.03 and high > 0.02
+    low, high = report.limits([[0.0], [0.1], [0.2], [-0.1], [-5.0]], least=0.1)
+    assert -1 < low < -0.1 and 0.2 < high < 1
+    low, high = report.limits([[0.0], [3.0]], least=0.1)
+    assert low < 0 and high > 3
 
 
 FAKE = """
@@ -239,8 +280,8 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
     with pytest.raises(UserError, match=(
             "grpo_method_dapo-0 failed, see .*grpo_method_dapo-0.log: "
             "train_grpo.py: error: out of luck")) as failed:
-        compare.run_all(
-            tmp_path, [compare.PPO_RM, compare.GRPO, compare.DAPO], 1, 1)
+        compare.run_all(tmp_path, Experiment("", {("", c): c for c in (PPO_RM, GRPO, DAPO)}, []),
+                        1, 1)
     assert failed.value.status == 1 and "\n" not in str(failed.value)
     runs = tmp_path / "runs"
     assert sorted(p.name for p in runs.glob("*.json")) == [
@@ -252,3 +293,53 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
         and 0 < found["seconds"] < 60
         and "sampled" not in json.loads((runs / "rm-0.json").read_text()))
     assert "4/5  grpo-0: 0 s; about 0 min left" in capsys.readouterr().out
+
+
+def test_a_world_has_its_own_start_data_and_needs(tmp_path, monkeypatch):
+    """The start and what is needed are trained first, from the world's data; names in braces become
+    paths."""
+    (tmp_path / "fake" / "lab").mkdir(parents=True)
+    for file in SCRIPTS:
+        (tmp_path / "fake" / file).write_text("import sys; print(*sys.argv[1:])")
+    (tmp_path / "fake" / "evaluate.py").write_text(
+        "import sys; print(*sys.argv[2:], file=sys.stderr); print('{\"kl\": 0.5}')")
+    monkeypatch.setattr(compare, "ROOT", tmp_path / "fake")
+    written = []
+    world = SimpleNamespace(write=lambda folder: written.append(folder))
+    monkeypatch.setitem(sys.modules, "lab.island", world)
+    start = "train_sft.py --data {island}/sft.jsonl"
+    e = Experiment("", {("", "a"): "train_ppo.py --data {island}/x.jsonl --reward {lab}/i.py:f "
+                                   "--critic {small}"}, [],
+                   start=start, needs={"small": "train_rm.py --pairs 8"},
+                   evaluate="--data {island}/x.jsonl")
+    for _ in range(2):
+        compare.run_all(tmp_path, e, 1, 1)
+    data, runs = tmp_path / "data" / "island", tmp_path / "runs"
+    assert written == [data]
+    sft = runs / "sft_data_island_sft.jsonl-0"
+    logs = {log.name: log.read_text().split() for log in runs.glob("*.log")}
+    assert logs[f"{sft.name}.log"] == [
+        "--reference", str(sft), "--json", "--data", f"{data}/x.jsonl",
+        "--data", f"{data}/sft.jsonl", "--seed", "0", "--out", str(sft), "--overwrite"]
+    rm = runs / "rm_pairs_8-0"
+    assert logs[f"{rm.name}.log"] == ["--pairs", "8", "--model", str(sft), "--seed", "0",
+                                      "--out", str(rm), "--overwrite"]
+    [ppo] = [log for name, log in logs.items() if name.startswith("ppo")]
+    assert ppo[3:11] == ["--data", f"{data}/x.jsonl", "--reward", f"{tmp_path}/fake/lab/i.py:f",
+                         "--critic", str(rm), "--model", str(sft)]
+
+
+def test_a_world_with_a_loop_of_its_own(tmp_path, monkeypatch):
+    e = Experiment("Which?", {}, [("share of it (share)", "step", "x")], base="a", seeds=2)
+    monkeypatch.setitem(EXPERIMENTS, "island", e)
+    asked = []
+
+    def run(out, seeds, quick):
+        asked.append((out, seeds, quick))
+        return [{"line": "", "setting": which, "seed": seed, "step": step, "x": x + 0.01 * seed}
+                for which, x in (("a", 0.5), ("b", 0.7)) for seed in range(seeds)
+                for step in (1, 2)]
+    monkeypatch.setitem(sys.modules, "lab.island", SimpleNamespace(run=run))
+    compare.main(["island", "--out", str(tmp_path / "new")])
+    assert asked == [(tmp_path / "new", 2, False)]
+    assert "| b | **0.705 ± 0.007** |" in (tmp_path / "new" / "island.md").read_text()

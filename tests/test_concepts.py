@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-import compare
+from lab.experiments import EXPERIMENTS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -80,9 +80,9 @@ def test_links_into_the_code_resolve():
 
 
 def test_experiments_exist():
-    assert {row.experiment for row in ROWS} == {"", "table", "curves", *compare.EXPERIMENTS}
+    assert {row.experiment for row in ROWS} == {"", "table", "curves", *EXPERIMENTS}
     files = ["lab/results.md", "READING_CURVES.md",
-             *(f"lab/{name}.md" for name in compare.EXPERIMENTS)]
+             *(f"lab/{name}.md" for name in EXPERIMENTS)]
     for file in files:
         for language, file in (("English", file), ("Chinese", file.replace(".md", ".zh.md"))):
             assert f"]({file})" in PAGES[language]
@@ -124,7 +124,7 @@ def test_the_mistakes_in_chinese_are_those_of_the_english_page():
 
 def test_the_lab_in_chinese_has_the_numbers_of_the_english_pages():
     pages = lab_chinese.pages()
-    assert len(pages) == len(compare.EXPERIMENTS) + 1
+    assert len(pages) == len(EXPERIMENTS) + 1
     for file, text in pages.items():
         assert file.read_text(encoding="utf-8") == text, "run `python docs/concepts.py`"
         english = (file.parent / file.name.replace(".zh.md", ".md")).read_text(encoding="utf-8")
@@ -139,8 +139,8 @@ def test_the_lab_in_chinese_has_the_numbers_of_the_english_pages():
 
 
 def test_a_sentence_of_another_form_is_refused():
-    with pytest.raises(ValueError, match="no Chinese for 'Against GRPO, all is well'"):
-        lab_chinese.against("Against GRPO, all is well")
+    with pytest.raises(ValueError, match="no Chinese for 'Against GRPO, all is well.'"):
+        lab_chinese.say("Against GRPO, all is well.")
     with pytest.raises(ValueError, match="no Chinese for 'A new mistake'"):
         mistakes.translated_row("| 99 | A new mistake | nothing |  | `losses.py` | `x` |")
 

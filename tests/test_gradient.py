@@ -14,11 +14,13 @@ import compare
 import gradient as study
 import methods
 from advantages import gae, token_rewards, whiten
+from lab.experiments import Experiment
 from losses import count_for, ppo_policy_loss
 from model import ModelConfig, Transformer
 from rollout import token_log_probs
 from support import gradient_page
 from support.cli import UserError
+from support.plot import read_csv
 from support.pretrained import save_pretrained
 from support.rl import KLCoefficient
 from support.tokenizer import builtin_tokenizer
@@ -329,7 +331,7 @@ def found(tmp_path_factory):
 
 
 def test_the_study_writes_its_numbers_page_and_figure(found):
-    rows = compare.read_csv(found / "gradient.csv")
+    rows = read_csv(found / "gradient.csv")
     assert [row["method"] for row in rows] == 2 * [e.name for e in study.ESTIMATORS]
     number = {row["method"]: {key: float(x) for key, x in row.items() if key not in (
         "method", "policy")} for row in rows[:len(study.ESTIMATORS)]}
@@ -339,7 +341,7 @@ def test_the_study_writes_its_numbers_page_and_figure(found):
     # unbiased, and without a baseline noisier.
     assert abs(rloo["direction"] - 1) < 0.1 and rloo["noise"] < number["REINFORCE"]["noise"]
     assert rloo["batches"] == pytest.approx(rloo["cosine"], abs=0.05)
-    facts = compare.read_csv(found / "gradient_policies.csv")
+    facts = read_csv(found / "gradient_policies.csv")
     assert 0.3 < float(facts[0]["accuracy"]) < 0.7 and facts[0]["answers"] == "1024"
     assert (found / "gradient.png").stat().st_size > 20000
     text = (found / "gradient.md").read_text()
@@ -360,7 +362,7 @@ def test_the_command_trains_two_policies_of_one_seed_first(tmp_path, monkeypatch
     compare.main(["gradient", "--quick", "--out", str(tmp_path), "--jobs", "1"])
     runs = tmp_path / "runs"
     assert done == [
-        (tmp_path, ["train_sft.py", "train_grpo.py --steps 25"], 1, 1),
+        (tmp_path, Experiment("", {("", "halfway"): "train_grpo.py --steps 25"}, []), 1, 1),
         (tmp_path, {gradient_page.SFT: runs / "sft-0" / "model",
                     gradient_page.HALFWAY: runs / "grpo_steps_25-0" / "model"}, True),
         (tmp_path,)]

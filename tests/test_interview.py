@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import compare
+from lab import report
+from support.plot import read_csv
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -40,17 +41,17 @@ def expected(place):
     file, *path, column = place.split("/")
     if file == "curve":
         run, step = path
-        [row] = [row for row in compare.read_csv(ROOT / "docs/curves/curves.csv")
+        [row] = [row for row in read_csv(ROOT / "docs/curves/curves.csv")
                  if row["run"] == run and row["step"] == step]
         return row[column]
-    rows = compare.read_csv(ROOT / f"docs/lab/{file}.csv")
+    rows = read_csv(ROOT / f"docs/lab/{file}.csv")
     if file == "results":
         found = [float(row[column]) for row in
-                 compare.grouped(rows, lambda row: row["method"])[path[0]]]
+                 report.grouped(rows, lambda row: row["method"])[path[0]]]
     else:
-        found = compare.ends(rows, column)[path[0]]
+        found = report.ends(rows, column)[path[0]]
     forms = {"seconds": ".0f", "samples": ",.0f", "models": ".0f"}
-    return compare.shown(found, forms.get(column, ".2f"))
+    return report.shown(found, forms.get(column, ".2f"))
 
 
 def test_the_numbers_are_the_lab_s():

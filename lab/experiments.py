@@ -1,0 +1,148 @@
+"""What the lab runs: the table of methods, and experiments that turn one setting.
+
+A command may hold {rm}, the seed's reward model; {lab}, this folder; and {NAME}, the folder of data
+that NAME.py beside this file has written, by its function write(folder). An experiment without runs
+has a training loop of its own: its csv file is what run(out, seeds, quick) of NAME.py returns, with
+a row for each step of each run, {line, setting, seed, step, ...}.
+"""
+from dataclasses import dataclass, field
+
+SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
+DR_GRPO, DAPO = f"{GRPO} --method dr_grpo", f"{GRPO} --method dapo"
+PPO = "train_ppo.py --reward verifier"
+PPO_RM = "train_ppo.py --reward-model {rm} --eval-every 5"
+# Steps with --quick; PPO needs 25 to show how far it falls on a reward model.
+QUICK = {DPO: 27, GRPO: 17, "train_ppo.py": 25}
+
+# name: full models in memory while it trains; script and flags. DPO's reference is gone by then,
+# its log-probs were taken before.
+METHODS = {
+    "SFT": (1, SFT),
+    "reward model": (1, RM),
+    "DPO": (1, DPO),
+    "DPO without NLL": (1, f"{DPO} --nll-coef 0"),
+    "IPO": (1, f"{DPO} --loss ipo"),
+    "KTO": (1, f"{DPO} --loss kto"),
+    "PPO": (3, PPO),
+    "A2C": (3, f"{PPO} --epochs 1 --minibatches 1"),
+    "PPO on RM": (4, PPO_RM),
+    "PPO on RM, no KL": (4, f"{PPO_RM} --kl-coef 0"),
+    "GRPO": (2, GRPO),
+    "Dr. GRPO": (2, DR_GRPO),
+    "DAPO": (2, DAPO),
+    "RLOO": (2, f"{GRPO} --method rloo"),
+    "REINFORCE++": (2, f"{GRPO} --method reinforce_pp"),
+    "ReMax": (2, f"{GRPO} --method remax"),
+    "REINFORCE": (2, f"{GRPO} --method reinforce"),
+    "GSPO": (2, f"{GRPO} --method gspo"),
+    "CISPO": (2, f"{GRPO} --method cispo"),
+}
+
+# What a panel shows: what is drawn, over what (step, answer_kl or setting), and its column in the
+# csv file.
+Panel = tuple[str, str, str]
+
+
+@dataclass
+class Experiment:
+    question: str
+    # (line in the figure, setting) -> script and flags
+    runs: dict[tuple[str, str], str]
+    panels: list[Panel]
+    # What the other settings are held against.
+    base: str = ""
+    # What theory says will happen, and why: written before the runs.
+    expected: str = ""
+    # The command that trains what all runs start from.
+    start: str = SFT
+    # Names that may stand in braces in a command -> what is trained first for each seed, from that
+    # start.
+    needs: dict[str, str] = field(default_factory=lambda: {"rm": RM})
+    # Further flags of evaluate.py for that model, whose own run has no reward: a world's data and
+    # reward.
+    evaluate: str = ""
+    seeds: int = 2
+
+
+RIGHT = ("right answers, sampled (share)", "setting", "sampled")
+KL = ("KL to the SFT model (nats per answer)", "setting", "kl_to_sft")
+NO_SIGNAL = ("groups without signal (share)", "step", "no_signal")
+# Dr. GRPO has no std that changes what β weighs, and may have the KL anywhere. A β of 0.5 is there
+# to show it.
+STRONG = f"{DR_GRPO} --kl-in loss --kl-coef 0.5"
+GRPO_25, PPO_25 = f"{GRPO} --steps 25", f"{PPO} --steps 25"
+NO_CLIP = "--clip-low 1e9 --clip-high 1e9"
+CRITIC_RM = "--critic {rm}"
+
+EXPERIMENTS = {
+    # Gao et al. 2022, arXiv:2210.10760, fig. 1
+    "overoptimization": Experiment(
+        "PPO on a reward model: when does pleasing it stop being right?",
+        {("", "β = 0"): f"{PPO_RM} --kl-coef 0",
+         ("", "β = 0.01"): f"{PPO_RM} --kl-coef 0.01",
+         ("", "β = 0.02"): f"{PPO_RM} --kl-coef 0.02",
+         ("", "β = 0.05"): PPO_RM},
+        [("right answers, greedy (share)", "answer_kl", "eval_greedy"),
+         ("the reward model's score", "answer_kl", "reward")]),
+    "group_size": Experiment(
+        "GRPO, 256 samples per step: many prompts, or many answers to each?",
+        {("", "G = 2"): f"{GRPO} --prompts-per-step 128 --group-size 2",
+         ("", "G = 4"): f"{GRPO} --prompts-per-step 64 --group-size 4",
+         ("", "G = 8"): GRPO,
+         ("", "G = 16"): f"{GRPO} --prompts-per-step 16 --group-size 16",
+         ("", "G = 32"): f"{GRPO} --prompts-per-step 8 --group-size 32",
+         ("", "G = 64"): f"{GRPO} --prompts-per-step 4 --group-size 64"},
+        [RIGHT, NO_SIGNAL],
+        base="G = 8"),
+    "kl": Experiment(
+        "Dr. GRPO with β = 0.5: which penalty keeps the policy near its start?",
+        {("", "none"): f"{DR_GRPO} --kl-coef 0",
+         ("", "k1 in the loss"): f"{STRONG} --kl-estimator k1",
+         ("", "k2 in the loss"): f"{STRONG} --kl-estimator k2",
+         ("", "k3 in the loss"): STRONG,
+         ("", "k1 in the reward"): f"{DR_GRPO} --kl-in reward --kl-coef 0.5"},
+        [KL, RIGHT],
+        base="none"),
+    "clip": Experiment(
+        "GRPO: how many passes over a batch, and what does the clip do?",
+        {("clip 0.2", "epochs = 1"): f"{GRPO_25} --epochs 1",
+         ("no clip", "epochs = 1"): f"{GRPO_25} --epochs 1 {NO_CLIP}",
+         ("clip 0.2", "epochs = 2"): f"{GRPO_25} --epochs 2",
+         ("no clip", "epochs = 2"): f"{GRPO_25} --epochs 2 {NO_CLIP}",
+         ("clip 0.2", "epochs = 4"): f"{GRPO_25} --epochs 4",
+         ("no clip", "epochs = 4"): f"{GRPO_25} --epochs 4 {NO_CLIP}"},
+        [RIGHT, KL],
+        base="clip 0.2, epochs = 1"),
+    "lambda": Experiment(
+        "PPO on the verifier: λ of GAE, and what the critic starts as",
+        {("critic from the policy", "λ = 0"): f"{PPO_25} --lam 0",
+         ("critic from the reward model", "λ = 0"): f"{PPO_25} --lam 0 {CRITIC_RM}",
+         ("critic from the policy", "λ = 0.5"): f"{PPO_25} --lam 0.5",
+         ("critic from the reward model", "λ = 0.5"): f"{PPO_25} --lam 0.5 {CRITIC_RM}",
+         ("critic from the policy", "λ = 0.95"): f"{PPO_25} --lam 0.95",
+         ("critic from the reward model", "λ = 0.95"): f"{PPO_25} --lam 0.95 {CRITIC_RM}",
+         ("critic from the policy", "λ = 1"): f"{PPO_25} --lam 1",
+         ("critic from the reward model", "λ = 1"): f"{PPO_25} --lam 1 {CRITIC_RM}"},
+        [RIGHT, ("explained variance of the critic", "setting", "explained_variance")],
+        base="critic from the policy, λ = 0.95"),
+    "reference": Experiment(
+        "Dr. GRPO with β = 0.5: a reference that stays, follows, or is replaced",
+        {("", "frozen"): STRONG,
+         ("", "EMA 0.9"): f"{STRONG} --ref-ema 0.9",
+         ("", "synced every 10"): f"{STRONG} --ref-sync 10"},
+        [KL, RIGHT],
+        base="frozen"),
+    "aggregation": Experiment(
+        "GRPO: what is averaged over what, and what that does to length",
+        {("", "seq-mean"): GRPO,
+         ("", "token-mean"): f"{GRPO} --aggregate token-mean",
+         ("", "seq-sum"): f"{GRPO} --aggregate seq-sum"},
+        [("answer length (tokens)", "step", "response_length"), RIGHT],
+        base="seq-mean"),
+    "no_signal": Experiment(
+        "DAPO: groups without signal, left out or replaced",
+        {("", "left out"): f"{DAPO} --no-signal drop",
+         ("", "replaced"): DAPO},
+        [NO_SIGNAL, ("samples per step", "step", "samples"), RIGHT],
+        base="left out"),
+}

@@ -1,0 +1,397 @@
+"""The lab's numbers, tables, verdicts and figures, from csv files alone.
+
+A row of an experiment's csv file is a step of a run: line, setting, seed, step, and what was
+measured. A number of a setting is, for each seed, the mean of the last fifth of the steps.
+"""
+import csv
+import textwrap
+from math import nan
+from pathlib import Path
+from statistics import correlation, mean, stdev
+
+from lab.experiments import EXPERIMENTS, KL, RIGHT, Experiment
+from support.plot import read_csv, save_figure
+
+# The columns of results.csv, and how results.md shows them. pairs: the share of held-out ones that
+# the reward model ranks right. peak: the best evaluation.
+COLUMNS = {
+    "greedy": ".3f", "sampled": ".3f", "pass@8": ".3f", "length": ".1f", "kl_to_sft": ".2f",
+    "samples": ",.0f", "seconds": ".0f", "models": ".0f", "pairs": ".3f",
+    "peak_greedy": ".3f", "peak_sampled": ".3f", "score_at_peak": ".2f", "score": ".2f",
+}
+# Student's t at 5 %, two-sided, by degrees of freedom.
+T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
+LENGTH = ("answer length (tokens)", "setting", "length")
+
+
+# ------------------------------------------------------------------------------------------ numbers
+
+def write_csv(file: Path, rows: list[dict]) -> None:
+    with open(file, "w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def grouped(rows: list[dict], key) -> dict:
+    groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def name(row: dict) -> str:
+    return ", ".join(filter(None, (row["line"], row["setting"])))
+
+
+def by_seed(rows: list[dict]) -> list[list[dict]]:
+    return list(grouped(rows, lambda row: row["seed"]).values())
+
+
+def ends(rows: list[dict], column: str) -> dict[str, list[float]]:
+    """name -> for each seed, the mean of what was measured in the last fifth of the steps."""
+    found = {}
+    for which, some in grouped(rows, name).items():
+        for mine in by_seed(some):
+            after = 0.8 * int(mine[-1]["step"])
+            late = [float(row[column]) for row in mine if row[column] and int(row["step"]) > after]
+            found.setdefault(which, []).append(mean(late))
+    return found
+
+
+def std(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def shown(values: list[float], form: str = "") -> str:
+    form = form or (".2f" if mean(values) < 100 else ".0f")
+    spread = f" ± {std(values):{form}}" if std(values) else ""
+    return f"{mean(values):{form}}{spread}"
+
+
+def difference(a: list[float], b: list[float]) -> tuple[float, float]:
+    """The mean of the differences, seed by seed, and the half-width of its 95 % interval.
+
+    By Student's t of the n differences, with n - 1 degrees of freedom."""
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    n = len(differences)
+    half_width = T.get(n - 1, 2.26) * std(differences) / n ** 0.5
+    return mean(differences), half_width
+
+
+def apart(a: list[float], b: list[float]) -> bool:
+    """Do they differ beyond the seeds' spread?"""
+    by, half_width = difference(a, b)
+    return abs(by) > half_width
+
+
+def rank_correlation(a: list[float], b: list[float]) -> float:
+    """Spearman's: the correlation of the ranks; nan where all values of one side are equal."""
+    def ranks(values):
+        # Equal values share the mean of their ranks.
+        return [sum(y < x for y in values) + (sum(y == x for y in values) - 1) / 2
+                for x in values]
+    a, b = ranks(a), ranks(b)
+    constant = len(set(a)) == 1 or len(set(b)) == 1
+    return nan if constant else correlation(a, b)
+
+
+# -------------------------------------------------------------------------------------------- pages
+# `say` turns an English text of a page into the page's language: docs/lab_chinese.py.
+
+def against(found: dict[str, list[float]], base: str, say=str) -> str:
+    """Which settings differ from `base` beyond the seeds' spread, and to which side.
+
+    found: name -> a number for each seed"""
+    if len(found[base]) == 1:
+        return say("One seed, so there is no spread to hold differences against.")
+    higher, lower = [], []
+    for which, values in found.items():
+        if apart(values, found[base]):
+            (higher if mean(values) > mean(found[base]) else lower).append(say(which))
+    if not higher and not lower:
+        return say("Against {}, no difference beyond the seeds' spread.").format(say(base))
+    told = []
+    if higher:
+        told.append(say("higher with {}").format(", ".join(higher)))
+    if lower:
+        told.append(say("lower with {}").format(", ".join(lower)))
+    text = say("Against {}, beyond the seeds' spread: {}.")
+    return text.format(say(base), say("; ").join(told))
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|",
+                      *(f"| {' | '.join(cells)} |" for cells in lines)])
+
+
+def table_of_ends(rows: list[dict], e: Experiment, say) -> str:
+    """A line for each setting; bold where it differs from e.base beyond the seeds' spread."""
+    columns = {label: ends(rows, y) for label, _, y in e.panels}
+    lines = []
+    for which in grouped(rows, name):
+        cells = [say(which)]
+        for label, found in columns.items():
+            form = ".3f" if "(share)" in label else ""
+            cell = shown(found[which], form)
+            differs = len(found[which]) > 1 and apart(found[which], found[e.base])
+            cells.append(f"**{cell}**" if differs else cell)
+        lines.append(cells)
+    return table(["", *map(say, columns)], lines)
+
+
+def table_of_humps(rows: list[dict], say) -> str:
+    """Greedy accuracy and the reward model's score, at the best evaluation and at the last; bold
+    where true accuracy falls beyond the seeds' spread while the score rises.
+
+    A seed's best evaluation is taken to be where the other seeds are best: picked by its own
+    accuracy it would be partly luck, and a fall from it nothing but the luck's end."""
+    lines = []
+    for which, some in grouped(rows, name).items():
+        runs = [[row for row in mine if row["eval_greedy"] and row["reward"]]
+                for mine in by_seed(some)]
+        # For each seed: accuracy at its best and at the end, the score at both.
+        best, last, score, last_score = [], [], [], []
+        for mine in runs:
+            others = [run for run in runs if run is not mine] or runs
+            accuracy = [mean(float(run[at]["eval_greedy"]) for run in others)
+                        for at in range(len(mine))]
+            peak = mine[accuracy.index(max(accuracy))]
+            best.append(float(peak["eval_greedy"]))
+            last.append(float(mine[-1]["eval_greedy"]))
+            score.append(float(peak["reward"]))
+            last_score.append(float(mine[-1]["reward"]))
+        has_fallen = (len(best) > 1 and mean(last) < mean(best) and apart(best, last)
+                      and mean(last_score) > mean(score))
+        end = shown(last, ".3f")
+        lines.append([say(which), shown(best, ".3f"), f"**{end}**" if has_fallen else end,
+                      shown(score), shown(last_score)])
+    header = ["greedy accuracy at its best", "at the end", "score at the best", "score at the end"]
+    return table(["", *map(say, header)], lines)
+
+
+def experiment_page(which: str, rows: list[dict], say=str) -> str:
+    e = EXPERIMENTS[which]
+    n_seeds = len({row["seed"] for row in rows})
+    paragraphs = [f"**{say(e.question)}**"]
+    if e.expected:
+        paragraphs.append(say("Expected, written before the runs: {}").format(say(e.expected)))
+    if e.base:
+        verdicts = [f"{say(label)}: {against(ends(rows, y), e.base, say)}"
+                    for label, _, y in e.panels]
+        paragraphs += [
+            table_of_ends(rows, e, say),
+            say("Mean ± standard deviation over {} seeds, in the last fifth of the steps. Bold: "
+                "differs from {} beyond the seeds' spread.").format(n_seeds, say(e.base)),
+            "\n".join(f"* {verdict}" for verdict in verdicts)]
+    else:
+        paragraphs += [
+            table_of_humps(rows, say),
+            say("Mean ± standard deviation over {} seeds. Bold: falls beyond the seeds' spread "
+                "while the score rises.").format(n_seeds)]
+    paragraphs.append(f"![{say(e.question)}]({which}.png)")
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def results_page(rows: list[dict], say=str) -> str:
+    """Means and standard deviations over the seeds."""
+    methods = grouped(rows, lambda row: row["method"])
+    policies = [m for m in methods if methods[m][0]["sampled"]]
+
+    def values(method, column):
+        return [float(row[column]) for row in methods[method] if row[column]]
+
+    def cell(method, column):
+        found = values(method, column)
+        return shown(found, COLUMNS[column]) if found else ""
+
+    def of_columns(columns, names):
+        header = [say(column.replace("_", " ")) for column in columns]
+        lines = [[say(method), *(cell(method, column) for column in columns)] for method in names]
+        return table(["", *header], lines)
+
+    n_seeds = len({row["seed"] for row in rows})
+    sampled = {method: values(method, "sampled") for method in policies}
+    peaks = ["peak_greedy", "greedy", "peak_sampled", "sampled", "score_at_peak", "score"]
+    return "\n\n".join([
+        say("Mean ± standard deviation over {} seeds.").format(n_seeds),
+        of_columns([*COLUMNS][:8], policies),
+        say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
+            "that the policy sampled to learn from; DPO and its relatives learn from pairs. "
+            "seconds: of the training script. models: full models in memory while it trains."),
+        f"{say(RIGHT[0])}: {against(sampled, 'GRPO', say)}",
+        say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
+            "evaluation and at the end:").format(cell("reward model", "pairs")),
+        of_columns(peaks, [m for m in policies if values(m, "score")]),
+        f"![{say(RIGHT[0])}](methods.png)",
+    ]) + "\n"
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+def over_settings(axis, rows: list[dict], label: str, y: str, base: str) -> None:
+    """Each setting's difference to `base`: a dot for each seed, the mean and its 95 % interval."""
+    found = ends(rows, y)
+    differences = [[x - b for x, b in zip(values, found[base])] for values in found.values()]
+    low, high = limits(differences, least=0.1 if "(share)" in label else 0.0)
+    for at, (values, mine) in enumerate(zip(found.values(), differences)):
+        by, half_width = difference(values, found[base])
+        color = "C1" if len(values) > 1 and abs(by) > half_width else "0.45"
+        if low < by < high:
+            axis.plot(mine, [-at] * len(mine), ".", color=color, ms=4, alpha=0.5)
+            axis.plot([by - half_width, by + half_width], [-at, -at], color=color)
+            axis.plot(by, -at, "o", color=color, ms=5)
+        else:
+            edge, side = (low, "left") if by < 0 else (high, "right")
+            axis.text(edge, -at, f" {by:+.3g} ", ha=side, va="center", color=color, fontsize=8)
+    axis.set_yticks([-at for at in range(len(found))], list(found), fontsize=8)
+    axis.set(xlim=(low, high), ylim=(0.6 - len(found), 0.6))
+    axis.axvline(0, color="0.6", linewidth=0.8)
+    axis.set_xlabel(f"{label}:\ndifference to {base} ({mean(found[base]):.3g})", fontsize=9)
+
+
+def limits(differences: list[list[float]], least: float) -> tuple[float, float]:
+    """The ends of an axis: wide enough for all seeds, and never so narrow that it makes a mountain
+    of noise. Where a quarter of the settings or fewer would squeeze the others, without those."""
+    largest = sorted(max(map(abs, mine)) for mine in differences)
+    usual = largest[3 * (len(largest) - 1) // 4]
+    if 0 < 4 * usual < largest[-1]:
+        differences = [mine for mine in differences if max(map(abs, mine)) <= usual]
+    low, high = min(map(min, differences)), max(map(max, differences))
+    room = max(0.2 * (high - low), (least - (high - low)) / 2) or 1.0
+    return low - room, high + room
+
+
+def over_steps(axis, rows: list[dict], y: str, color: str, label: str) -> None:
+    """The seeds' mean and range."""
+    steps = grouped([row for row in rows if row[y]], lambda row: int(row["step"]))
+    found = [[float(row[y]) for row in at] for at in steps.values()]
+    axis.plot([*steps], [mean(v) for v in found], color=color, label=label,
+              marker="o" if y.startswith("eval") else None, ms=3)
+    axis.fill_between([*steps], [min(v) for v in found], [max(v) for v in found],
+                      color=color, alpha=0.2)
+
+
+def over_kl(axis, rows: list[dict], y: str, color: str, label: str) -> None:
+    """Each seed's way, faint, and the mean of the seeds step by step."""
+    def root(row):
+        return max(0.0, float(row["answer_kl"])) ** 0.5
+    rows = [row for row in rows if row[y]]
+    for way in by_seed(rows):
+        axis.plot(list(map(root, way)), [float(row[y]) for row in way], color=color,
+                  linewidth=0.7, alpha=0.3)
+    steps = grouped(rows, lambda row: int(row["step"])).values()
+    axis.plot([mean(map(root, at)) for at in steps],
+              [mean(float(row[y]) for row in at) for at in steps],
+              ".-", color=color, ms=5, label=label)
+
+
+def label_lines(axis) -> None:
+    """Each line's name beside its end, moved up or down where two would overlap."""
+    lines = [line for line in axis.get_lines() if not line.get_label().startswith("_")]
+    lines.sort(key=lambda line: line.get_ydata()[-1])
+    low, high = axis.get_ylim()
+    gap = (high - low) / 16
+    places = []
+    for line in lines:
+        lowest = places[-1] + gap if places else low
+        places.append(max(line.get_ydata()[-1], lowest))
+    for i in reversed(range(len(places))):
+        highest = places[i + 1] - gap if i + 1 < len(places) else high
+        places[i] = min(places[i], highest)
+    for line, place in zip(lines, places):
+        axis.annotate(line.get_label(), (line.get_xdata()[-1], place), xytext=(5, 0),
+                      textcoords="offset points", color=line.get_color(), fontsize=8,
+                      verticalalignment="center")
+    # Room for the names.
+    left, right = axis.get_xlim()
+    longest = max(len(line.get_label()) for line in lines)
+    axis.set_xlim(left, right + (right - left) * min(0.02 * longest, 0.5))
+
+
+def panel(axis, rows: list[dict], label: str, x: str, y: str, title: str = "",
+          base: str = "") -> None:
+    """A column over steps, over √KL, or setting by setting against one of them."""
+    if x == "setting":
+        over_settings(axis, rows, label, y, base)
+        axis.grid(axis="x", alpha=0.3)
+    else:
+        over = over_steps if x == "step" else over_kl
+        for i, (line, some) in enumerate(grouped(rows, name).items()):
+            over(axis, some, y, f"C{i}", line)
+        axis.set_xlabel("step" if x == "step" else "√KL to the start (√nats per answer)")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if "(share)" in label:
+            axis.set_ylim(-0.02, 1.02)
+        label_lines(axis)
+    axis.set_title(title, loc="left", fontsize=9)
+
+
+def draw(file: Path, panels: list[tuple], title: str = "") -> None:
+    """A figure of panels: (rows, y label, x, y, a title, what settings are held against).
+
+    Four stand two by two. Panels of settings stand side by side, and share the settings' names."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    high, wide = (2, 2) if len(panels) == 4 else (1, len(panels))
+    n_settings = [len(grouped(rows, name)) for rows, _, x, *_ in panels if x == "setting"]
+    height = max([3.8, *(0.26 * n + 1.6 for n in n_settings)])
+    figure, axes = plt.subplots(high, wide, figsize=(4.2 * wide + 1, height * high),
+                                layout="constrained", squeeze=False)
+    for at, (axis, arguments) in enumerate(zip(axes.flat, panels)):
+        panel(axis, *arguments)
+        if at and arguments[2] == "setting" and panels[at - 1][2] == "setting":
+            axis.set_yticklabels([])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    code = [draw, panel, over_settings, limits, over_steps, over_kl, label_lines, name, by_seed,
+            ends, std, difference]
+    save_figure(figure, file, [panels, title, *code], dpi=110)
+    plt.close(figure)
+
+
+def draw_experiment(file: Path, which: str, rows: list[dict]) -> None:
+    e = EXPERIMENTS[which]
+    panels = []
+    for label, x, y in e.panels:
+        title = against(ends(rows, y), e.base) if e.base else ""
+        # Over settings, the figure shows which differ.
+        panels.append((rows, label, x, y, "" if x == "setting" else wrapped(title), e.base))
+    draw(file, panels, e.question)
+
+
+def wrapped(text: str, width: int = 62) -> str:
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def draw_results(folder: Path, rows: list[dict]) -> None:
+    drawn = read_csv(folder / "curves.csv")
+    right = [row for row in drawn if "RM" not in row["setting"]]
+    fooled = [row for row in drawn if "RM" in row["setting"]]
+    draw(folder / "compare.png", [
+        (right, "right answers, sampled (share)", "step", "eval_sampled",
+         "rewarded for right answers"),
+        (right, "answer length (tokens)", "step", "response_length",
+         "… it comes to think first"),
+        (fooled, "the reward model's score", "step", "reward",
+         "rewarded by a model of them"),
+        (fooled, "right answers, greedy (share)", "step", "eval_greedy",
+         "… which it learns to fool")])
+    methods = [{"line": "", "setting": row["method"], "step": "1", **row}
+               for row in rows if row["sampled"]]
+    draw(folder / "methods.png",
+         [(methods, *shown_as, "", "GRPO") for shown_as in (RIGHT, KL, LENGTH)])
+
+
+def report(folder: Path, which: str) -> None:
+    """Figures and the page, from the csv files alone."""
+    rows = read_csv(folder / f"{which}.csv")
+    if which == "results":
+        draw_results(folder, rows)
+        text = results_page(rows)
+    else:
+        draw_experiment(folder / f"{which}.png", which, rows)
+        text = experiment_page(which, rows)
+    (folder / f"{which}.md").write_text(text, encoding="utf-8")
+    print(text)
