@@ -165,7 +165,7 @@ def test_every_token_is_measured(tmp_path, monkeypatch):
     assert asked == [(32, 40)] and [r["token"] for r in rows] == [
         TOKENIZER.decode([i]) for i in answer]
     values = token_values(critic, pool.tokens, mask)[mask].tolist()
-    assert [r["value"] for r in rows] == pytest.approx(values)
+    assert [r["value"] for r in rows] == pytest.approx(values, abs=1e-4)
     first = len(problem["ids"])
     assert [r["truth_1"] for r in rows] == [first + t for t in range(len(answer))]
     assert [r["truth_2"] for r in rows] == [first + t + 100 for t in range(len(answer))]
@@ -173,5 +173,5 @@ def test_every_token_is_measured(tmp_path, monkeypatch):
     assert [r["after_wrong"] for r in rows] == list(range(-8, 2))
     deltas = [b - a for a, b in zip(values, [*values[1:], 0.0])]
     expected = [sum(0.95 ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
-    assert [r["ppo"] for r in rows] == pytest.approx(expected, abs=1e-5)
+    assert [r["ppo"] for r in rows] == pytest.approx(expected, abs=1e-4)
     assert credit.LAM == train_ppo.Config().lam
