@@ -46,6 +46,9 @@ class Config(RunConfig):
                         choices=tuple(TASKS))
     steps: int | None = setting(None, "steps, of one update each; 1000, of long sums 700, of "
                                 "products 200", low=1)
+    first_part: float | None = setting(
+        None, "share of the steps in which all demonstrations think or ask; 0.65, of long sums 0.9",
+        low=0.0, high=1.0)
     reason_share: float | None = setting(
         None, "of the later demonstrations, those that think or ask; 0.4, of long sums 0.03, of "
         "products 0.1", low=0.0, high=1.0)
@@ -61,13 +64,15 @@ class Config(RunConfig):
         self.max_new_tokens = MAX_NEW_TOKENS[self.task]
         if self.steps is None:
             self.steps = SFT_STEPS[self.task]
+        if self.first_part is None:
+            self.first_part = FIRST_PART[self.task]
         if self.reason_share is None:
             self.reason_share = REASON_SHARE[self.task]
 
     def check(self, given: dict) -> None:
         """Refuse flags that have no effect."""
         if self.data:
-            refuse(given, "task", "reason_share", why="with --data")
+            refuse(given, "task", "first_part", "reason_share", why="with --data")
 
 
 def main(argv=None) -> None:
@@ -147,7 +152,7 @@ def load_demonstrations(config, tokenizer, context: int):
 
     def batch(step):
         rng = numpy_rng(config.seed, step, "sft prompts")
-        is_first = step < FIRST_PART[config.task] * config.steps
+        is_first = step < config.first_part * config.steps
         reason_share = 1.0 if is_first else config.reason_share
         rows = []
         problems = make_problems(config.task, config.batch_size, rng)

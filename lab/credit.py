@@ -94,7 +94,8 @@ def measure(run: Path, seed: int) -> list[dict]:
             rows.append({
                 "seed": seed, "answer": u, "prompt": problem["prompt"],
                 "right": int(pool.rewards[u]), "token": tokenizer.decode([token]),
-                "place": t, "after_wrong": t - wrong, "value": round(values[u, start + t].item(), 4),
+                "place": t, "after_wrong": t - wrong,
+                "value": round(values[u, start + t].item(), 4),
                 "truth_1": round(halves[0, u, start + t].item(), 4),
                 "truth_2": round(halves[1, u, start + t].item(), 4),
                 "ppo": round(advantages[u, start + t].item(), 4)})

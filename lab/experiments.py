@@ -181,9 +181,9 @@ EXPERIMENTS = {
         base="after 40 steps",
         expected=(
             "A critic that starts as the policy's trunk with V = 0 knows little after 4 steps "
-            "(correlation under 0.5) and most at the end (over 0.8). Then V of a wrong answer falls "
-            "most at the first wrong token, in at least half of them. So PPO's advantage has a "
-            "correlation with what a token really changed, and GRPO's, one number for the "
+            "(correlation under 0.5) and most at the end (over 0.8). Then V of a wrong answer "
+            "falls most at the first wrong token, in at least half of them. So PPO's advantage has "
+            "a correlation with what a token really changed, and GRPO's, one number for the "
             "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
             "once its critic is good; at equal seconds it is not, since its steps cost more."),
         seeds=3),

@@ -1,7 +1,7 @@
 """A world of rare rewards: sums of four numbers, of which one answer in forty is right at first.
 
-    12+34+56+7=<think>12+34=46, 46+56=102, 102+7=109</think>109     2 or 3 answers in 100; mostly right
-    12+34+56+7=121                                                  all others; hardly ever right
+    12+34+56+7=<think>12+34=46, 46+56=102, 102+7=109</think>109     2 or 3 in 100, mostly right
+    12+34+56+7=121                                                  the others, hardly ever right
 
 Of sixteen groups of eight answers, two or three hold a right one: the others teach GRPO nothing.
 How soon the few are found, and how much one of them may move the policy, is what methods differ in
@@ -36,7 +36,7 @@ SCRIPTS = {"train_sft.py": train_sft.main, "train_grpo.py": train_grpo.main,
 TASK = "--task long_sums --eval-every 0 --save-every 0 --eval-problems 64"
 # Settings of the SFT models were tuned on seed 99, until one answer in forty was right.
 BASE = f"train_sft.py {TASK} --reason-share 1 --steps 700 --lr 3e-3 --seed 99"
-SFT = f"train_sft.py {TASK} --steps 60 --lr 1e-3"
+SFT = f"train_sft.py {TASK} --first-part 0 --steps 60 --lr 1e-3"
 STEPS, QUICK_STEPS = 40, 20
 GRPO = f"train_grpo.py {TASK} --prompts-per-step 16"
 PPO = f"train_ppo.py {TASK} --reward verifier --prompts-per-step 128"
@@ -79,7 +79,7 @@ def write(folder: Path) -> Path:
 
 
 def train(path: Path, command: str, model: Path) -> Path:
-    """Run a script from this model, and evaluate.py on what comes out, unless PATH.json is there."""
+    """Run a script from this model and evaluate what comes out, unless PATH.json is there."""
     result = Path(f"{path}.json")
     if result.is_file():
         return path
