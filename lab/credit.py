@@ -34,7 +34,7 @@ from support.pretrained import load_pretrained
 from task import MAX_NEW_TOKENS, demonstration, encode_problems, make_problems
 
 TASK = "long_sums"
-MARKS = (4, 12)         # after so many steps of PPO, and after all, the critic is looked at
+MARKS = (6, 15)         # after so many steps of PPO, and after all, the critic is looked at
 ANSWERS = 8             # right ones, and as many wrong ones
 SAMPLED = 2048          # answers that they are taken from
 CONTINUATIONS = 32      # of each prefix

@@ -178,9 +178,9 @@ EXPERIMENTS = {
          ("wrong answers whose V falls most at the first wrong token (share)", "setting",
           "at_wrong_value"),
          ("correlation of PPO's advantage with what a token changed", "setting", "credit_ppo")],
-        base="after 40 steps",
+        base="after 30 steps",
         expected=(
-            "A critic that starts as the policy's trunk with V = 0 knows little after 4 steps "
+            "A critic that starts as the policy's trunk with V = 0 knows little after 6 steps "
             "(correlation under 0.5) and most at the end (over 0.8). Then V of a wrong answer "
             "falls most at the first wrong token, in at least half of them. So PPO's advantage has "
             "a correlation with what a token really changed, and GRPO's, one number for the "

@@ -3,13 +3,13 @@
     12+34+56+7=<think>12+34=46, 46+56=102, 102+7=109</think>109     2 or 3 in 100, mostly right
     12+34+56+7=121                                                  the others, hardly ever right
 
-Of sixteen groups of eight answers, two or three hold a right one: the others teach GRPO nothing.
+Of eight groups of eight answers, one or two hold a right one: the others teach GRPO nothing.
 How soon the few are found, and how much one of them may move the policy, is what methods differ in
 here. So what counts is not the end but the way there: `pace` measures it.
 
 A third of the built-in model is enough. It learns to add step by step once (two minutes of one
-core); then each seed has an SFT of its own, of whose last demonstrations 3 in 100 think. All runs
-go to OUT/runs, and what is finished is not run again.
+core); then each seed has an SFT of its own, of whose demonstrations 3 in 100 think. All runs go to
+OUT/runs, and what is finished is not run again.
 """
 import contextlib
 import io
@@ -36,10 +36,12 @@ SCRIPTS = {"train_sft.py": train_sft.main, "train_grpo.py": train_grpo.main,
 TASK = "--task long_sums --eval-every 0 --save-every 0 --eval-problems 64"
 # Settings of the SFT models were tuned on seed 99, until one answer in forty was right.
 BASE = f"train_sft.py {TASK} --reason-share 1 --steps 700 --lr 3e-3 --seed 99"
-SFT = f"train_sft.py {TASK} --first-part 0 --steps 60 --lr 1e-3"
-STEPS, QUICK_STEPS = 40, 20
-GRPO = f"train_grpo.py {TASK} --prompts-per-step 16"
-PPO = f"train_ppo.py {TASK} --reward verifier --prompts-per-step 128"
+SFT = f"train_sft.py {TASK} --first-part 0 --steps 120 --lr 2e-4"
+STEPS, QUICK_STEPS = 30, 20
+# 64 answers a step, and a quarter of the usual learning rate: the way is to take some steps.
+SLOW = f"{TASK} --lr 5e-5"
+GRPO = f"train_grpo.py {SLOW} --prompts-per-step 8"
+PPO = f"train_ppo.py {SLOW} --reward verifier --prompts-per-step 64"
 OFTEN = f"{GRPO} --epochs 4"
 RUNS = {
     "GRPO": GRPO,
@@ -53,8 +55,8 @@ RUNS = {
     "CISPO": f"{GRPO} --method cispo",
     "PPO": PPO,
     "A2C": f"{PPO} --epochs 1 --minibatches 1",
-    "G = 4": f"train_grpo.py {TASK} --prompts-per-step 32 --group-size 4",
-    "G = 32": f"train_grpo.py {TASK} --prompts-per-step 4 --group-size 32",
+    "G = 4": f"train_grpo.py {SLOW} --prompts-per-step 16 --group-size 4",
+    "G = 32": f"train_grpo.py {SLOW} --prompts-per-step 2 --group-size 32",
     "token mean": f"{GRPO} --aggregate token-mean",
     "groups replaced": f"{GRPO} --no-signal replace",
     "temperature 1.3": f"{GRPO} --temperature 1.3",
@@ -87,7 +89,7 @@ def train(path: Path, command: str, model: Path) -> Path:
     SCRIPTS[script]([*flags, "--model", str(model), "--out", str(path), "--overwrite"])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        evaluate.main([str(path), "--problems", "256", "--json"])
+        evaluate.main([str(path), "--problems", "128", "--json"])
     result.write_text(printed.getvalue(), encoding="utf-8")
     return path
 
