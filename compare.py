@@ -110,29 +110,33 @@ def run(out: Path, e: Experiment, command: str, seed: int, threads: int, needed:
         future.result()
     path, start = run_path(out, command, seed), run_path(out, e.start, seed)
 
-    def execute(log, file, *arguments) -> str:
+    def execute(log, file, *arguments) -> tuple[str, float]:
+        """-> what it printed, and its processor time in seconds, whatever else the machine does"""
         with subprocess.Popen([sys.executable, ROOT / file, *map(str, arguments)],
                               stdout=subprocess.PIPE, stderr=log, text=True,
                               env={**os.environ, "OMP_NUM_THREADS": str(threads)}) as process:
             running.add(process)
-            output = process.communicate()[0]
+            output = process.stdout.read()
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
             last_line = "".join(log.readlines()[-1:]).strip()
             raise UserError(f"{path.name} failed, see {path}.log: {last_line}", status=1)
-        return output
+        return output, used.ru_utime + used.ru_stime
 
     begun = time.perf_counter()
     with open(f"{path}.log", "w+", encoding="utf-8") as log:
         file, *flags = filled_in(out, e, command, seed)
         if command != e.start:
             flags += ["--model", start]
-        log.write(execute(log, file, *flags, "--seed", seed, "--out", path, "--overwrite"))
-        found = {"seconds": time.perf_counter() - begun}
+        printed, seconds = execute(log, file, *flags, "--seed", seed, "--out", path, "--overwrite")
+        log.write(printed)
+        found = {"seconds": seconds}
         if file != RM:
             flags = filled_in(out, e, e.evaluate, seed) if command == e.start else []
-            found |= json.loads(execute(log, "evaluate.py", path, "--reference", start, "--json",
-                                        *flags))
+            printed, _ = execute(log, "evaluate.py", path, "--reference", start, "--json", *flags)
+            found |= json.loads(printed)
             found["kl_to_sft"] = found.pop("kl")
     # Written under another name first: the .json is there only when the run is finished.
     Path(f"{path}.part").write_text(json.dumps(found))

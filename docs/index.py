@@ -12,13 +12,15 @@ PAGES = {"English": ROOT / "docs" / "INDEX.md", "Chinese": ROOT / "docs" / "INDE
 
 class Topic(NamedTuple):
     """rows: names in concept_rows.py. question: a part of one title in questions.py. elsewhere: a
-    link, if this repository does not do it. erratum: a number of ERRATA.md."""
+    link, if this repository does not do it. erratum: a number of ERRATA.md. play: a section of
+    play.html."""
     english: str
     chinese: str
     rows: list[str] = []
     question: str = ""
     elsewhere: str = ""
     erratum: int = 0
+    play: str = ""
 
 
 INTRO = {"English": """# Index
@@ -62,7 +64,8 @@ TOPICS = [
         Topic("V, the value of a state", "状态价值 V", ["V", "return"], "a policy and a value"),
         Topic("Monte Carlo against temporal difference", "蒙特卡洛与时序差分",
               ["Monte Carlo", "TD"], "What does λ"),
-        Topic("bias and variance of λ", "λ 的偏差与方差", ["bias and variance"], "What does λ"),
+        Topic("bias and variance of λ", "λ 的偏差与方差", ["bias and variance"], "What does λ",
+              play="lambda"),
         Topic("Q with an example: Paris and London", "Q 的例子：巴黎与伦敦",
               ["Q"], "a policy and a value"),
         Topic("V as the mean of Q, the advantage with mean 0", "V 是 Q 的均值，优势的均值为 0",
@@ -116,7 +119,8 @@ TOPICS = [
               ["plain gradient"], "TRPO"),
     ]),
     ("PPO", "PPO", [
-        Topic("the clip with its four cases", "裁剪的四种情况", ["clip", "dual clip"], "four cases"),
+        Topic("the clip with its four cases", "裁剪的四种情况", ["clip", "dual clip"], "four cases",
+              play="clip"),
         Topic("value clipping", "价值裁剪", ["value clipping"], "keeps a critic"),
         Topic("warm-up of the critic", "价值模型预热", ["critic warm-up"], "keeps a critic"),
         Topic("explained variance", "解释方差", ["explained variance"], "critic regresses"),
@@ -137,15 +141,16 @@ TOPICS = [
               ["order of work in a step"], "Classical RLHF"),
         Topic("the cost in memory", "显存开销", ["memory"], "fills the memory"),
         Topic("sums over k steps", "k 步估计", ["k-step sums"], "What is GAE"),
-        Topic("GAE as their weighted mean", "GAE 是它们的加权平均", ["GAE"], "What is GAE"),
+        Topic("GAE as their weighted mean", "GAE 是它们的加权平均", ["GAE"], "What is GAE",
+              play="lambda"),
         Topic("how a critic spreads the last reward", "价值模型怎样分摊最后的奖励",
               ["credit assignment"], "One reward"),
     ]),
     ("KL divergence", "KL 散度", [
         Topic("k1, k2 and k3 as values", "k1、k2、k3 的数值",
-              ["KL estimators", "k1", "k2", "k3"], "k1, k2"),
+              ["KL estimators", "k1", "k2", "k3"], "k1, k2", play="kl"),
         Topic("k1, k2 and k3 as losses, and their gradients", "k1、k2、k3 作损失及其梯度",
-              ["gradients of the KL estimators"], "k1, k2"),
+              ["gradients of the KL estimators"], "k1, k2", play="kl"),
         Topic("KL in the reward or in the loss", "KL 放进奖励还是放进损失",
               ["KL in the reward or in the loss"], "in the reward or"),
         Topic("β = 0", "β = 0", ["KL-regularised objective", "reward hacking"], "KL penalty do"),
@@ -168,7 +173,8 @@ TOPICS = [
               ["KL-regularised objective"], "KL penalty do"),
         Topic("the implicit reward with its Z(x)", "隐式奖励与 Z(x)",
               ["implicit reward", "Z cancels"], "Derive DPO"),
-        Topic("π* derived from the objective", "由目标推导 π*", ["optimal policy π*"], "Derive DPO"),
+        Topic("π* derived from the objective", "由目标推导 π*", ["optimal policy π*"], "Derive DPO",
+              play="beta"),
         Topic("how Z cancels", "Z 怎样抵消", ["Z cancels"], "Derive DPO"),
         Topic("DPO's gradient and its weight σ(−h)", "DPO 的梯度及权重 σ(−h)",
               ["gradient of DPO"], "DPO's gradient"),
@@ -176,11 +182,13 @@ TOPICS = [
               ["DPO and contrastive learning"], "contrastive"),
     ]),
     ("Groups", "组", [
-        Topic("the group's mean as a baseline", "组均值作基线", ["group baseline"], "GRPO's idea"),
+        Topic("the group's mean as a baseline", "组均值作基线", ["group baseline"], "GRPO's idea",
+              play="group"),
         Topic("group size", "组大小", ["group baseline", "exploration"], "group size"),
-        Topic("groups without a signal", "无信号的组", ["groups without signal"], "samples are poor"),
+        Topic("groups without a signal", "无信号的组", ["groups without signal"], "samples are poor",
+              play="group"),
         Topic("length bias", "长度偏差", ["aggregation", "Dr. GRPO"], "biases has GRPO"),
-        Topic("ReMax and RLOO", "ReMax 与 RLOO", ["ReMax", "RLOO"], "RLOO, ReMax"),
+        Topic("ReMax and RLOO", "ReMax 与 RLOO", ["ReMax", "RLOO"], "RLOO, ReMax", play="group"),
         Topic("GRPO's whole objective", "GRPO 的完整目标", ["GRPO"], "GRPO's idea"),
         Topic("REINFORCE++: rewards with the KL to come", "REINFORCE++：奖励含后续的 KL",
               ["REINFORCE++"], "RLOO, ReMax"),
@@ -324,6 +332,9 @@ def entry(topic: Topic, language: str) -> str:
     if topic.erratum:
         label = "wrong statement {}" if language == "English" else "错误说法第 {} 条"
         links.append(erratum_link(topic.erratum, label.format(topic.erratum), language))
+    if topic.play:
+        links.append(f"[try it](play.html#en/{topic.play})" if language == "English"
+                     else f"[动手试试](play.html#zh/{topic.play})")
     if topic.elsewhere:
         links.append(f"not here: {topic.elsewhere}" if language == "English"
                      else f"这里没有：{topic.elsewhere}")

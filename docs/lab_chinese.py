@@ -9,9 +9,104 @@ from concepts import ROOT
 
 sys.path.append(str(ROOT))
 from lab.report import experiment_page, results_page
+from support import gradient_page
 from support.plot import read_csv
 
 LAB = ROOT / "docs" / "lab"
+# Of gradient.md.
+GRADIENT = {
+    "**What are a baseline, a group and a critic worth?** Each method's gradient from 256 answers "
+    "against the true one, at two fixed policies. {}":
+        "**基线、组、价值模型各值多少？** 在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。{}",
+    "For a cosine of 0.9, at {}: the batch's mean as a baseline needs {} times the answers of no "
+    "baseline; a mean for each problem (RLOO, G = 8) needs {} times the answers of the batch's "
+    "mean; GRPO, G = 8 needs {} times the answers of RLOO; an exact critic with λ = 0 needs {} "
+    "times the answers of RLOO. Of what GRPO does, the division by the standard deviation alone "
+    "needs {} times the answers of RLOO, that by length alone {} times.":
+        "要使余弦达到 0.9，{}：用批内均值作基线，所需的回答数是不用基线的 {} 倍；每道题用自己的均值（RLOO，G = 8），"
+        "是批内均值的 {} 倍；GRPO（G = 8）是 RLOO 的 {} 倍；精确的价值模型加 λ = 0，是 RLOO 的 {} 倍。GRPO 的两步里，"
+        "只除以标准差是 RLOO 的 {} 倍，只除以长度是 {} 倍。",
+    " and ": " 和 ", " to ": " 至 ", "none found": "没有找到",
+    "the SFT model": "SFT 模型处", "halfway through GRPO": "GRPO 进行到一半时",
+    "{:.2f} where {:.2f} of answers are right": "{:.2f}（回答的 {:.2f} 答对时）",
+    "The mean reward is not the best baseline. A baseline b leaves the noise "
+    "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is long. With b = 0 "
+    "they do not count, with b > 0 they do. The best constant, E[r |∇log π|²] / E[|∇log π|²], is "
+    "{}. By this formula it leaves {} of the noise of no baseline, the mean reward {}. A verifier "
+    "that says 0 and 1 is near the best by itself; one that says -1 and 1 has a baseline of a "
+    "half.":
+        "平均奖励不是最好的基线。基线 b 留下的噪声是 E[(r - b)² |∇log π|²]；答错的回答概率低，所以 ∇log π 长。b = 0 时"
+        "它们不起作用，b > 0 时才起作用。最好的常数 E[r |∇log π|²] / E[|∇log π|²] 是 {}。按这个公式，它留下的噪声是不用"
+        "基线时的 {}，平均奖励留下 {}。给 0 和 1 的校验器本身就接近最好；给 -1 和 1 的，则自带一个二分之一的基线。",
+    "What its own noise costs was not measured.": "它自身噪声的代价没有测量。",
+    "With λ = 0 its noise per answer is {:.1f} times |∇J|², with half of the continuations {:.1f}, "
+    "so with endless ones about {:.1f}.":
+        "λ = 0 时，它每个回答的噪声是 |∇J|² 的 {:.1f} 倍，续写减半时是 {:.1f} 倍，所以续写无穷多时约为 {:.1f} 倍。",
+    "{}: {:.2f} of answers are right, {:.1f} tokens long (right ones {:.1f}). The truth: {:,} "
+    "answers to {:,} problems; its halves have cosine {:.3f}. A right answer's |∇log π|² is {:.3f} "
+    "of a wrong one's. The exact critic is off by {:.2f} (root mean square), and explains {:.2f} "
+    "of the rewards' variance; the warmed-up one {:.2f}. {}":
+        "{}：回答的 {:.2f} 答对，长 {:.1f} 个 token（答对的 {:.1f} 个）。真实梯度：{:,} 个回答，{:,} 道题；它的两半之间"
+        "余弦为 {:.3f}。答对的回答，|∇log π|² 是答错的 {:.3f}。精确的价值模型误差为 {:.2f}（均方根），解释了奖励方差的 "
+        "{:.2f}；预热过的解释了 {:.2f}。{}",
+    "{}: limit | at 256 | for 0.9": "{}：极限 | 256 个回答 | 达到 0.9",
+    "REINFORCE, mean of the batch": "REINFORCE，批内均值作基线",
+    "PPO, new critic, λ = 0.95": "PPO，新的价值模型，λ = 0.95",
+    "PPO, warmed-up critic, λ = 0.95": "PPO，预热过的价值模型，λ = 0.95",
+    "PPO, warmed-up critic, λ = 1": "PPO，预热过的价值模型，λ = 1",
+    "PPO, exact critic, λ = 0": "PPO，精确的价值模型，λ = 0",
+    "PPO, exact critic, λ = 1": "PPO，精确的价值模型，λ = 1",
+    "limit: the cosine of the mean estimate with the truth, 1 without bias (more is the noise of "
+    "measuring; ?: known to no better than ±0.25). at 256: the cosine of one batch, the mean of "
+    "many. for 0.9: answers needed for that cosine; a greedy answer counts, what a critic learned "
+    "from does not. In brackets: 95 %, from one block of problems to another; critics are measured "
+    "on fewer answers. All this is of one gradient, in the plain metric of the parameters. It says "
+    "nothing of Adam's steps, or of a second update on the same answers.":
+        "极限：平均估计与真实梯度的余弦，没有偏差时为 1（超出的是测量噪声；?：误差大于 ±0.25）。256 个回答：一批的余弦，许多批"
+        "的均值。达到 0.9：余弦达到 0.9 所需的回答数；贪心回答计入，价值模型学习用的不计入。括号里是 95 % 的区间，由一块题到"
+        "另一块题的差别得出；价值模型用较少的回答测量。以上都只关乎一个梯度，用参数的普通度量；与 Adam 的更新、以及在同一批"
+        "回答上的第二次更新无关。",
+    "What was expected, written down before this run (after a trial with 32 problems, and not "
+    "changed for it); the numbers, first policy, then second; and whether it came out:":
+        "运行之前写下的预期（在 32 道题的试验之后，没有因它改动）；数字先是第一个策略的，再是第二个的；以及是否符合：",
+    "yes": "符合", "no": "不符合", "too noisy to say": "噪声太大，无法判断",
+    "The batch's mean as a baseline leaves E[(r - b)²] = p (1 - p) of E[r²] = p: without it there "
+    "is 1 / (1 - p) times the noise, 1.7 times at the SFT model (1.3 to 2.2), over 5 times "
+    "halfway.":
+        "批内均值作基线，从 E[r²] = p 留下 E[(r - b)²] = p (1 - p)：不用它，噪声是 1 / (1 - p) 倍，在 SFT 模型处是 1.7 倍"
+        "（1.3 至 2.2），进行到一半时超过 5 倍。",
+    "A mean for each problem (RLOO, G = 8) adds little to that of the batch: 0.8 to 1.3 times the "
+    "answers. What an answer earns depends on whether it thinks, not on the problem.":
+        "每道题用自己的均值（RLOO，G = 8），比批内均值好不了多少：所需回答数是 0.8 至 1.3 倍。回答得多少奖励，取决于它是否"
+        "先思考，而不取决于题目。",
+    "Two answers make a noisy mean: G = 2 needs over 1.3 times the answers of G = 8.":
+        "两个回答的均值噪声大：G = 2 所需的回答数超过 G = 8 的 1.3 倍。",
+    "And 64 answers leave four problems: G = 64 needs over 1.2 times the answers of G = 8.":
+        "而每题 64 个回答就只剩四道题：G = 64 超过 G = 8 的 1.2 倍。",
+    "Dr. GRPO is RLOO times (G - 1) / G: the same, on the same batches.":
+        "Dr. GRPO 是 RLOO 乘以 (G - 1) / G：在同样的批上相同。",
+    "GRPO divides by length, and where right answers are the long ones that bends: its mean has a "
+    "cosine under 0.95 at the SFT model, over 0.95 halfway, where all are long.":
+        "GRPO 除以长度，在长回答才答对的地方，这会使方向偏转：平均梯度的余弦在 SFT 模型处低于 0.95，在进行到一半、回答都长时"
+        "高于 0.95。",
+    "The standard deviation alone bends less: over 0.95 at both.": "只除以标准差偏转较小：两处都高于 0.95。",
+    "ReMax's greedy answer is a coarse baseline and a sample more: over 1.5 times the answers of "
+    "the batch's mean.":
+        "ReMax 的贪心回答是粗糙的基线，又多一个样本：超过批内均值的 1.5 倍。",
+    "REINFORCE++ is the batch's mean, by token: 0.75 to 1.25 times its noise.":
+        "REINFORCE++ 是按 token 的批内均值：噪声是它的 0.75 至 1.25 倍。",
+    "λ = 0 with a new critic credits the last token only: the mean's cosine is under 0.5.":
+        "新的价值模型加 λ = 0，只把功劳记给最后一个 token：平均梯度的余弦低于 0.5。",
+    "λ = 0 with an exact critic credits the token that decides: at most a third of the answers of "
+    "RLOO with G = 8.":
+        "精确的价值模型加 λ = 0，把功劳记给起决定作用的 token：至多是 RLOO（G = 8）的三分之一。",
+    "λ = 1 with an exact critic is only a better baseline: a third of them to as many.":
+        "精确的价值模型加 λ = 1，只是更好的基线：三分之一到一样多。",
+    "A warmed-up critic has no bias with λ = 1 (over 0.95), hardly any with 0.95 (over 0.95), and "
+    "too much with 0 (under 0.9).":
+        "预热过的价值模型，λ = 1 时没有偏差（高于 0.95），0.95 时几乎没有（高于 0.95），0 时偏差太大（低于 0.9）。",
+    "Cosine at 256 answers, and answers for a cosine of 0.9": "256 个回答的余弦，以及余弦达到 0.9 所需的回答数",
+}
 CHINESE = {
     # What an experiment asks.
     "PPO on a reward model: when does pleasing it stop being right?":
@@ -66,13 +161,14 @@ CHINESE = {
     "rises.": "{} 个种子的均值 ± 标准差。粗体：打分上升而正确率下降，且超出种子间的波动。",
     "Mean ± standard deviation over {} seeds.": "{} 个种子的均值 ± 标准差。",
     "length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers that the "
-    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of the "
-    "training script. models: full models in memory while it trains.":
+    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of "
+    "processor time, of the training script. models: full models in memory while it trains.":
         "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；"
-        "DPO 一类方法从偏好对学习。秒：训练脚本的用时。模型数：训练时内存里完整模型的个数。",
+        "DPO 一类方法从偏好对学习。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数。",
     "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation and "
     "at the end:":
         "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估和最后一次：",
+    **GRADIENT,
 }
 # Of settings that are made of parts.
 PARTS = {
@@ -99,14 +195,18 @@ def say(text: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Each Chinese page, by its file."""
-    # gradient.md has paragraphs of its own, and no Chinese page yet.
     english = [file for file in sorted(LAB.glob("*.md"))
-               if not re.search(r"\.zh|README", file.name) and file.stem != "gradient"]
+               if not re.search(r"\.zh|README", file.name)]
     found = {}
     for file in english:
         rows = read_csv(file.with_suffix(".csv"))
-        is_table = file.stem == "results"
-        text = results_page(rows, say) if is_table else experiment_page(file.stem, rows, say)
+        if file.stem == "gradient":
+            policies = read_csv(LAB / "gradient_policies.csv")
+            text = gradient_page.page(gradient_page.Found(rows), policies, say)
+        elif file.stem == "results":
+            text = results_page(rows, say)
+        else:
+            text = experiment_page(file.stem, rows, say)
         found[file.with_suffix(".zh.md")] = text
     return found
 

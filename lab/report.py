@@ -218,7 +218,8 @@ def results_page(rows: list[dict], say=str) -> str:
         of_columns([*COLUMNS][:8], policies),
         say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
             "that the policy sampled to learn from; DPO and its relatives learn from pairs. "
-            "seconds: of the training script. models: full models in memory while it trains."),
+            "seconds: of processor time, of the training script. models: full models in memory "
+            "while it trains."),
         f"{say(RIGHT[0])}: {against(sampled, 'GRPO', say)}",
         say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
             "evaluation and at the end:").format(cell("reward model", "pairs")),

@@ -6,6 +6,7 @@ from pathlib import Path
 from support.plot import read_csv, save_figure
 
 BATCH = 256                     # answers of one estimate
+NONE = "none found"
 SFT, HALFWAY = "the SFT model", "halfway through GRPO"
 IN_TABLE = ["REINFORCE", "REINFORCE, mean of the batch", "REINFORCE++", "ReMax", "RLOO, G = 2",
             "RLOO, G = 8", "RLOO, G = 64", "GRPO, G = 2", "GRPO, G = 8", "GRPO, G = 64",
@@ -89,7 +90,7 @@ def expectations(found: Found) -> list[tuple[str, list[float], bool]]:
 def count(x: float) -> str:
     """A number of answers, to two digits."""
     if not math.isfinite(x):
-        return "none found"
+        return NONE
     digits = max(0, math.floor(math.log10(max(x, 1))) - 1)
     return f"{round(x, -digits):,.0f}"
 
@@ -126,89 +127,102 @@ def headline(found: Found) -> str:
     return "\n".join(lines).replace("At halfway", "Halfway")
 
 
-def conclusion(found: Found, policies: list[dict]) -> str:
+def conclusion(found: Found, policies: list[dict], say=str) -> str:
     """What each is worth: how many times the answers of another method it needs."""
     mean, best = "REINFORCE, mean of the batch", "RLOO, G = 8"
-    told = [("the batch's mean as a baseline", "REINFORCE, mean of the batch", "no baseline",
-             "REINFORCE"),
-            ("a mean for each problem (RLOO, G = 8)", best, "the batch's mean", mean),
-            ("GRPO, G = 8", "GRPO, G = 8", "RLOO", best),
-            ("an exact critic with λ = 0", "PPO, exact critic, λ = 0", "RLOO", best)]
-    sentences = []
-    for what, method, against, base in told:
-        times = list_of(found.times(method, base), " and ")
-        sentences.append(f"{what} needs {times} times the answers of {against}")
-    std = list_of(found.times("GRPO, G = 8, only / std", best), " and ")
-    length = list_of(found.times("GRPO, G = 8, only / length", best), " and ")
-    text = (f"For a cosine of 0.9, at {' and '.join(found.policies)}: {'; '.join(sentences)}. Of "
-            f"what GRPO does, the division by the standard deviation alone needs {std} times the "
-            f"answers of RLOO, that by length alone {length} times.")
+    joint = say(" and ")
+
+    def times(method, base):
+        return list_of(found.times(method, base), joint)
+
+    def of_all(column):
+        return list_of([float(row[column]) for row in policies], joint)
+
+    text = say(
+        "For a cosine of 0.9, at {}: the batch's mean as a baseline needs {} times the answers of "
+        "no baseline; a mean for each problem (RLOO, G = 8) needs {} times the answers of the "
+        "batch's mean; GRPO, G = 8 needs {} times the answers of RLOO; an exact critic with λ = 0 "
+        "needs {} times the answers of RLOO. Of what GRPO does, the division by the standard "
+        "deviation alone needs {} times the answers of RLOO, that by length alone {} times.")
+    text = text.format(
+        joint.join(map(say, found.policies)), times(mean, "REINFORCE"), times(best, mean),
+        times("GRPO, G = 8", best), times("PPO, exact critic, λ = 0", best),
+        times("GRPO, G = 8, only / std", best), times("GRPO, G = 8, only / length", best))
     if all(float(row["best_baseline"]) < float(row["accuracy"]) / 2 for row in policies):
-        def of_all(column):
-            return list_of([float(row[column]) for row in policies], " and ")
-        numbers = ", ".join(f"{float(row['best_baseline']):.2f} where {float(row['accuracy']):.2f} "
-                            "of answers are right" for row in policies)
-        text += ("\n\nThe mean reward is not the best baseline. A baseline b leaves the noise "
-                 "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is "
-                 "long. With b = 0 they do not count, with b > 0 they do. The best constant, "
-                 f"E[r |∇log π|²] / E[|∇log π|²], is {numbers}. By this formula it leaves "
-                 f"{of_all('best_leaves')} of the noise of no baseline, the mean reward "
-                 f"{of_all('mean_leaves')}. A verifier that says 0 and 1 is near the best by "
-                 "itself; one that says -1 and 1 has a baseline of a half.")
+        where = say("{:.2f} where {:.2f} of answers are right")
+        numbers = [where.format(float(row["best_baseline"]), float(row["accuracy"]))
+                   for row in policies]
+        text += "\n\n" + say(
+            "The mean reward is not the best baseline. A baseline b leaves the noise "
+            "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is long. "
+            "With b = 0 they do not count, with b > 0 they do. The best constant, "
+            "E[r |∇log π|²] / E[|∇log π|²], is {}. By this formula it leaves {} of the noise of no "
+            "baseline, the mean reward {}. A verifier that says 0 and 1 is near the best by "
+            "itself; one that says -1 and 1 has a baseline of a half.").format(
+                ", ".join(numbers), of_all("best_leaves"), of_all("mean_leaves"))
     return text
 
 
-def on_continuations(found: Found, policy: str) -> str:
+def on_continuations(found: Found, policy: str, say=str) -> str:
     """What the exact critic's own noise costs: it falls as 1 / (number of continuations)."""
     exact = found(policy, "PPO, exact critic, λ = 0", "noise")
     half = found(policy, "PPO, exact critic, half of the continuations, λ = 0", "noise")
     if math.isnan(exact + half):
-        return "What its own noise costs was not measured."
-    return (f"With λ = 0 its noise per answer is {exact:.1f} times |∇J|², with half of the "
-            f"continuations {half:.1f}, so with endless ones about {2 * exact - half:.1f}.")
+        return say("What its own noise costs was not measured.")
+    return say("With λ = 0 its noise per answer is {:.1f} times |∇J|², with half of the "
+               "continuations {:.1f}, so with endless ones about {:.1f}.").format(
+                   exact, half, 2 * exact - half)
 
 
-def page(found: Found, policies: list[dict]) -> str:
-    """gradient.md"""
-    lines = ["**What are a baseline, a group and a critic worth?** Each method's gradient from 256 "
-             "answers against the true one, at two fixed policies. "
-             f"{conclusion(found, policies)}", ""]
-    header = [f"{p}: limit | at 256 | for 0.9" for p in found.policies]
+def on_policy(found: Found, row: dict, say) -> str:
+    """A policy's own numbers."""
+    number = {column: float(x) for column, x in row.items() if column != "policy"}
+    told = say(
+        "{}: {:.2f} of answers are right, {:.1f} tokens long (right ones {:.1f}). The truth: {:,} "
+        "answers to {:,} problems; its halves have cosine {:.3f}. A right answer's |∇log π|² is "
+        "{:.3f} of a wrong one's. The exact critic is off by {:.2f} (root mean square), and "
+        "explains {:.2f} of the rewards' variance; the warmed-up one {:.2f}. {}")
+    return told.format(
+        say(row["policy"]), number["accuracy"], number["length"], number["length_right"],
+        int(number["answers"]), int(number["problems"]), number["halves"],
+        number["score_right"] / number["score_wrong"], number["value_error"],
+        number["exact_explains"], number["warm_up_explains"],
+        on_continuations(found, row["policy"], say))
+
+
+def page(found: Found, policies: list[dict], say=str) -> str:
+    """gradient.md. say: turns an English text into the page's language, see lab/report.py."""
+    lines = [say("**What are a baseline, a group and a critic worth?** Each method's gradient from "
+                 "256 answers against the true one, at two fixed policies. {}")
+             .format(conclusion(found, policies, say)), ""]
+    header = [say("{}: limit | at 256 | for 0.9").format(say(p)) for p in found.policies]
     lines += [f"| | {' | '.join(header)} |", "|---" * (1 + 3 * len(header)) + "|"]
     for method in IN_TABLE:
         cells = []
         for p in found.policies:
+            interval = with_interval(found, p, method)
             cells += [shown(found.limit(p, method)), shown(found(p, method, "batches")),
-                      with_interval(found, p, method)]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    lines += ["", "limit: the cosine of the mean estimate with the truth, 1 without bias (more "
-              "is the noise of measuring; ?: known to no\nbetter than ±0.25). at 256: the "
-              "cosine of one batch, the mean of many. for 0.9: answers needed for that "
-              "cosine; a\ngreedy answer counts, what a critic learned from does not. In "
-              "brackets: 95 %, from one block of problems to another; critics\nare measured "
-              "on fewer answers. All this is of one gradient, in the plain metric of the "
-              "parameters. It says nothing of\nAdam's steps, or of a second update on the "
-              "same answers.", ""]
-    for row in policies:
-        lines.append(
-            f"* {row['policy']}: {float(row['accuracy']):.2f} of answers are right, "
-            f"{float(row['length']):.1f} tokens long (right ones "
-            f"{float(row['length_right']):.1f}). The truth: {int(row['answers']):,} answers to "
-            f"{int(row['problems']):,} problems; its halves have cosine "
-            f"{float(row['halves']):.3f}. A right answer's |∇log π|² is "
-            f"{float(row['score_right']) / float(row['score_wrong']):.3f} of a wrong one's. The "
-            f"exact critic is off by {float(row['value_error']):.2f} (root mean square), and "
-            f"explains {float(row['exact_explains']):.2f} of the rewards' variance; the warmed-up "
-            f"one {float(row['warm_up_explains']):.2f}. {on_continuations(found, row['policy'])}")
-    lines += ["", "What was expected, written down before this run (after a trial with 32 "
-              "problems, and not changed for it); the numbers, first\npolicy, then second; and "
-              "whether it came out:", ""]
+                      interval.replace(" to ", say(" to ")).replace(NONE, say(NONE))]
+        lines.append(f"| {say(method)} | {' | '.join(cells)} |")
+    lines += ["", say(
+        "limit: the cosine of the mean estimate with the truth, 1 without bias (more is the noise "
+        "of measuring; ?: known to no better than ±0.25). at 256: the cosine of one batch, the "
+        "mean of many. for 0.9: answers needed for that cosine; a greedy answer counts, what a "
+        "critic learned from does not. In brackets: 95 %, from one block of problems to another; "
+        "critics are measured on fewer answers. All this is of one gradient, in the plain metric "
+        "of the parameters. It says nothing of Adam's steps, or of a second update on the same "
+        "answers."), ""]
+    lines += [f"* {on_policy(found, row, say)}" for row in policies]
+    lines += ["", say(
+        "What was expected, written down before this run (after a trial with 32 problems, and not "
+        "changed for it); the numbers, first policy, then second; and whether it came out:"), ""]
     for claim, numbers, is_so in expectations(found):
         verdict = "yes" if is_so else "no"
         if all(math.isnan(x) for x in numbers):
             verdict = "too noisy to say"
-        lines.append(f"* {claim} {list_of(numbers)}: **{verdict}**.")
-    lines += ["", "![Cosine at 256 answers, and answers for a cosine of 0.9](gradient.png)"]
+        lines.append(f"* {say(claim)} {list_of(numbers)}: **{say(verdict)}**.")
+    lines += ["", f"![{say('Cosine at 256 answers, and answers for a cosine of 0.9')}]"
+                  "(gradient.png)"]
     return "\n".join(lines) + "\n"
 
 

@@ -124,7 +124,7 @@ def test_the_mistakes_in_chinese_are_those_of_the_english_page():
 
 def test_the_lab_in_chinese_has_the_numbers_of_the_english_pages():
     pages = lab_chinese.pages()
-    assert len(pages) == len(EXPERIMENTS) + 1
+    assert len(pages) == len(EXPERIMENTS) + 2
     for file, text in pages.items():
         assert file.read_text(encoding="utf-8") == text, "run `python docs/concepts.py`"
         english = (file.parent / file.name.replace(".zh.md", ".md")).read_text(encoding="utf-8")
