@@ -363,7 +363,7 @@ VALUES = [
         code=["rollout.py:sample:probs = torch.softmax", 'methods.py:METHODS:"dapo"'],
         tests=["test_rollout.py::test_sampler_follows_the_distribution",
                "test_rollout.py::test_samples_of_one_prompt_differ_from_the_first_token_on"],
-        experiment="curves",
+        experiment="hard",
         english=("By the softmax itself, kept open by temperature, groups, entropy, and a wider "
                  "upper clip. The ε-greedy choice of games would break a text with one random "
                  "token."),
@@ -479,7 +479,7 @@ VALUES = [
         code=["advantages.py:gae:delta = rewards"],
         tests=["test_derivations.py::test_e7_advantage_is_a_step_of_the_value",
                "test_derivations.py::test_e8_advantages_sum_to_the_surprise"],
-        experiment="",
+        experiment="credit",
         english=("A token is credited with the change of the expected score that it made. A "
                  "group's baseline gives every token the whole difference instead: the same "
                  "mean, more noise."),

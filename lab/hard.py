@@ -9,7 +9,7 @@ here. So what counts is not the end but the way there: `pace` measures it.
 
 A third of the built-in model is enough. It learns to add step by step once (two minutes of one
 core); then each seed has an SFT of its own, of whose demonstrations 3 in 100 think. All runs go to
-OUT/runs, and what is finished is not run again.
+OUT/runs, and what is finished is not run again. hard_curves.png shows rewards over steps.
 """
 import contextlib
 import io
@@ -24,6 +24,7 @@ import evaluate
 import train_grpo
 import train_ppo
 import train_sft
+from lab.report import draw
 from model import ModelConfig, Transformer
 from support.plot import read_metrics
 from support.pretrained import save_pretrained
@@ -66,6 +67,14 @@ RUNS = {
     "4 passes, upper clip 0.28": f"{OFTEN} --clip-high 0.28",
     "4 passes, no upper clip": f"{OFTEN} --clip-high 1e9",
 }
+# The panels of hard_curves.png.
+CURVES = {
+    "what the loss is averaged over": ("GRPO", "GSPO", "token mean", "CISPO", "Dr. GRPO"),
+    "what a reward is held against": ("REINFORCE", "ReMax", "RLOO", "REINFORCE++", "A2C", "PPO"),
+    "groups, temperature, entropy": ("GRPO", "G = 4", "G = 32", "groups replaced",
+                                     "temperature 1.3", "entropy bonus 0.01"),
+    "passes over a batch, and the clip": ("GRPO", "4 passes", "4 passes, upper clip 0.28",
+                                          "4 passes, no upper clip")}
 COLUMNS = ("reward", "entropy", "no_signal", "samples", "response_length", "clip_fraction",
            "mean_reward", "half_step", "half_samples", "all_samples", "sampled", "greedy",
            "pass@8", "reasons")
@@ -139,4 +148,9 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
             for row in rows:
                 table.append({"line": "", "setting": setting, "seed": seed, "step": row["step"],
                               **{name: row.get(name, "") for name in COLUMNS}})
+    panels = []
+    for title, settings in CURVES.items():
+        rows = [row for row in table if row["setting"] in settings]
+        panels.append((rows, "right answers, sampled (share)", "step", "reward", title))
+    draw(out / "hard_curves.png", panels)
     return table
