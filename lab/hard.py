@@ -66,6 +66,10 @@ RUNS = {
     "4 passes": OFTEN,
     "4 passes, upper clip 0.28": f"{OFTEN} --clip-high 0.28",
     "4 passes, no upper clip": f"{OFTEN} --clip-high 1e9",
+    # Added after the first seed: how much of a difference is the number of updates. PPO makes four
+    # per step, RLOO, ReMax, REINFORCE and A2C one, the others two.
+    "1 update": f"{GRPO} --minibatches 1",
+    "PPO, 2 updates": f"{PPO} --epochs 1",
 }
 # The panels of hard_curves.png.
 CURVES = {
