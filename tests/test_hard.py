@@ -15,6 +15,7 @@ from model import ModelConfig, ScalarModel, Transformer
 from rollout import token_values
 from support.cli import parse
 from support.models import torch_rng
+from support.plot import read_csv
 from support.pretrained import load_pretrained, save_pretrained
 from support.tokenizer import builtin_tokenizer
 from task import demonstration, encode_problems
@@ -175,3 +176,33 @@ def test_every_token_is_measured(tmp_path, monkeypatch):
     expected = [sum(0.95 ** k * d for k, d in enumerate(deltas[t:])) for t in range(len(deltas))]
     assert [r["ppo"] for r in rows] == pytest.approx(expected, abs=1e-4)
     assert credit.LAM == train_ppo.Config().lam
+
+
+def test_credit_is_measured_on_the_runs_of_hard(tmp_path, monkeypatch):
+    """Three lengths of PPO for each seed; samples and seconds add up over the steps."""
+    asked = []
+
+    def run_setting(out, setting, steps, seed):
+        asked.append((setting, steps, seed))
+        path = out / f"{setting}-{steps}-{seed}"
+        path.mkdir(exist_ok=True)
+        (path / "metrics.csv").write_text(
+            "step,reward,samples,seconds\n1,0.25,64,1.5\n2,0.5,64,2\n")
+        return path
+
+    token = {"prompt": "12+34+56+7=", "token": "4", "place": 0}
+    rows = [{**token, **row} for row in (
+        *tokens_of(0, 1, [.5, .7], [.4, .8], [.6, 1.], [.1, .3], 2),
+        *tokens_of(1, 0, [.6, .5, .1], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1))]
+    monkeypatch.setattr(credit, "run_setting", run_setting)
+    monkeypatch.setattr(credit, "measure", lambda run, seed: rows)
+    table = credit.run(tmp_path, 2, quick=True)
+    assert [(row["setting"], row["seed"]) for row in table] == [
+        (f"after {steps} steps", seed) for seed in (0, 1) for steps in (6, 15, 20)]
+    assert table[0]["correlation"] == pytest.approx(credit.summary(rows)["correlation"])
+    assert {("PPO", steps, 1) for steps in (6, 15, 20)} | {("GRPO", 20, 1)} <= {*asked}
+    runs = read_csv(tmp_path / "credit_runs.csv")
+    assert [(r["samples"], r["seconds"]) for r in runs[:2]] == [("64.0", "1.5"), ("128.0", "3.5")]
+    assert len(runs) == 2 * 2 * 2
+    assert {row["steps"] for row in read_csv(tmp_path / "credit_tokens.csv")} == {"6", "15", "20"}
+    assert (tmp_path / "credit_curves.png").is_file()
