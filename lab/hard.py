@@ -73,12 +73,15 @@ RUNS = {
 }
 # The panels of hard_curves.png.
 CURVES = {
-    "what the loss is averaged over": ("GRPO", "GSPO", "token mean", "CISPO", "Dr. GRPO"),
-    "what a reward is held against": ("REINFORCE", "ReMax", "RLOO", "REINFORCE++", "A2C", "PPO"),
-    "groups, temperature, entropy": ("GRPO", "G = 4", "G = 32", "groups replaced",
-                                     "temperature 1.3", "entropy bonus 0.01"),
-    "passes over a batch, and the clip": ("GRPO", "4 passes", "4 passes, upper clip 0.28",
-                                          "4 passes, no upper clip")}
+    "two updates per step: what the loss is averaged over":
+        ("GRPO", "GSPO", "token mean", "CISPO", "Dr. GRPO"),
+    "one update per step: what a reward is held against":
+        ("1 update", "REINFORCE", "ReMax", "RLOO", "A2C"),
+    "groups, temperature, entropy":
+        ("GRPO", "G = 4", "G = 32", "groups replaced", "temperature 1.3", "entropy bonus 0.05"),
+    "more updates, and the clip":
+        ("GRPO", "PPO, 2 updates", "PPO", "4 passes", "4 passes, upper clip 0.28",
+         "4 passes, no upper clip")}
 COLUMNS = ("reward", "entropy", "no_signal", "samples", "response_length", "clip_fraction",
            "mean_reward", "half_step", "half_samples", "all_samples", "sampled", "greedy",
            "pass@8", "reasons")
