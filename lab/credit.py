@@ -25,7 +25,7 @@ import torch
 from advantages import gae
 from gradient import continue_prefixes, make_pool
 from model import ScalarModel
-from lab.hard import QUICK_STEPS, STEPS, run_setting
+from lab.hard import QUICK_STEPS, STEPS, TASK, run_setting, train
 from lab.report import write_csv
 from rollout import token_values
 from support.models import numpy_rng, torch_rng
@@ -33,11 +33,14 @@ from support.plot import read_csv, read_metrics, save_figure
 from support.pretrained import load_pretrained
 from task import MAX_NEW_TOKENS, demonstration, encode_problems, make_problems
 
-TASK = "long_sums"
+LONGEST = MAX_NEW_TOKENS["long_sums"]
 MARKS = (6, 15)         # after so many steps of PPO, and after all, the critic is looked at
 ANSWERS = 8             # right ones, and as many wrong ones
 SAMPLED = 2048          # answers that they are taken from
 CONTINUATIONS = 32      # of each prefix
+# The critic alone, on answers of the policy that PPO ended with: 8,192 of them.
+ALONE = f"train_ppo.py {TASK} --reward verifier --prompts-per-step 256"
+ALONE_STEPS = 32
 LAM = 0.95              # of train_ppo.py
 
 
@@ -60,9 +63,9 @@ def first_wrong(tokenizer, problem: dict, ids: list[int]) -> int:
 
 def thinking_answers(policy, tokenizer, seed: int):
     """A pool of answers that think, half of them right: the first ones that are sampled."""
-    problems = make_problems(TASK, SAMPLED, numpy_rng(seed, 0, "credit prompts"), held_out=True)
+    problems = make_problems("long_sums", SAMPLED, numpy_rng(seed, 0, "credit prompts"), held_out=True)
     pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), 1,
-                     torch_rng(seed, 0, "credit"), MAX_NEW_TOKENS[TASK])
+                     torch_rng(seed, 0, "credit"), LONGEST)
     [think] = tokenizer.encode("<think>")
     rows = {1.0: [], 0.0: []}
     for u, ids in enumerate(pool.responses()):
@@ -80,7 +83,7 @@ def measure(run: Path, seed: int) -> list[dict]:
     policy, tokenizer, critic = load_critic(run)
     pool = thinking_answers(policy, tokenizer, seed)
     halves = continue_prefixes(policy, tokenizer, pool, CONTINUATIONS,
-                               torch_rng(seed, 1, "credit"), MAX_NEW_TOKENS[TASK])
+                               torch_rng(seed, 1, "credit"), LONGEST)
     values = token_values(critic, pool.tokens, pool.mask)
     last = pool.mask & ~pool.mask.roll(-1, 1)
     rewards = pool.rewards[:, None] * last
@@ -155,12 +158,18 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
     last = QUICK_STEPS if quick else STEPS
     table, runs, tokens = [], [], []
     for seed in range(seeds):
-        for steps in (*MARKS, last):
-            path = run_setting(out, "PPO", steps, seed)
+        paths = {f"after {steps} steps": run_setting(out, "PPO", steps, seed)
+                 for steps in (*MARKS, last)}
+        alone = ALONE_STEPS // 8 if quick else ALONE_STEPS
+        paths["then the critic alone"] = train(
+            out / "runs" / f"credit_alone_{last}_{alone}-{seed}",
+            f"{ALONE} --steps {alone} --critic-warmup {alone} --seed {seed}",
+            paths[f"after {last} steps"])
+        for setting, path in paths.items():
             found = measured(path, seed)
             if seed == 0:
-                tokens += [{"steps": steps, **row} for row in found]
-            table.append({"line": "", "setting": f"after {steps} steps", "seed": seed, "step": 1,
+                tokens += [{"setting": setting, **row} for row in found]
+            table.append({"line": "", "setting": setting, "seed": seed, "step": 1,
                           **summary(found)})
         for setting in ("PPO", "GRPO"):
             samples, seconds = 0.0, 0.0
@@ -194,7 +203,7 @@ def draw(folder: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, right, title in zip(axes[0], ("1", "0"), ("a right answer", "a wrong answer")):
         of_kind = [row for row in tokens
-                   if row["right"] == right and row["steps"] == tokens[-1]["steps"]]
+                   if row["right"] == right and row["setting"] == tokens[-1]["setting"]]
         answer = [row for row in of_kind if row["answer"] == of_kind[0]["answer"]]
         draw_answer(axis, answer)
         axis.set_title(f"{title} to {answer[0]['prompt']}", loc="left", fontsize=9)

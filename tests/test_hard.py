@@ -194,15 +194,23 @@ def test_credit_is_measured_on_the_runs_of_hard(tmp_path, monkeypatch):
     rows = [{**token, **row} for row in (
         *tokens_of(0, 1, [.5, .7], [.4, .8], [.6, 1.], [.1, .3], 2),
         *tokens_of(1, 0, [.6, .5, .1], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1))]
+    alone = []
+    (tmp_path / "runs").mkdir()
     monkeypatch.setattr(credit, "run_setting", run_setting)
+    monkeypatch.setattr(credit, "train", lambda path, command, model: alone.append(
+        (command.split(), model)) or path)
     monkeypatch.setattr(credit, "measure", lambda run, seed: rows)
     table = credit.run(tmp_path, 2, quick=True)
+    settings = ["after 6 steps", "after 15 steps", "after 20 steps", "then the critic alone"]
     assert [(row["setting"], row["seed"]) for row in table] == [
-        (f"after {steps} steps", seed) for seed in (0, 1) for steps in (6, 15, 20)]
+        (setting, seed) for seed in (0, 1) for setting in settings]
+    assert [(words[words.index("--critic-warmup") + 1], model.name) for words, model in alone] == [
+        ("4", "PPO-20-0"), ("4", "PPO-20-1")]
     assert table[0]["correlation"] == pytest.approx(credit.summary(rows)["correlation"])
     assert {("PPO", steps, 1) for steps in (6, 15, 20)} | {("GRPO", 20, 1)} <= {*asked}
     runs = read_csv(tmp_path / "credit_runs.csv")
     assert [(r["samples"], r["seconds"]) for r in runs[:2]] == [("64.0", "1.5"), ("128.0", "3.5")]
     assert len(runs) == 2 * 2 * 2
-    assert {row["steps"] for row in read_csv(tmp_path / "credit_tokens.csv")} == {"6", "15", "20"}
+    tokens = read_csv(tmp_path / "credit_tokens.csv")
+    assert [row["setting"] for row in tokens[::5]] == settings
     assert (tmp_path / "credit_curves.png").is_file()
