@@ -180,7 +180,7 @@ CHINESE = {
         "V 在第一个错的 token 上降得最多的错误回答的比例",
     "correlation of PPO's advantage with what a token changed":
         "PPO 的优势与 token 实际造成的变化的相关系数",
-    "1 update": "更新一次", "PPO, 2 updates": "PPO，更新两次",
+    "then the critic alone": "之后只训练价值模型", "1 update": "更新一次", "PPO, 2 updates": "PPO，更新两次",
     "token mean": "按 token 平均",
     "groups replaced": "补上无信号的组",
     "temperature 1.3": "温度 1.3",

@@ -7,8 +7,8 @@
 
 What V should be is known here: the share of right answers among many continuations of the same
 prefix by the same policy. Both are taken from PPO runs of several lengths (a short run is the
-beginning of a long one), at every token of some answers that think: half of them right, half of
-them wrong. The runs are those of lab/hard.py.
+beginning of a long one), and where the critic alone has then learned on, at every token of some
+answers that think: half of them right, half of them wrong. The runs are those of lab/hard.py.
 
     credit.csv          what all these tokens say of the critic, a row for each run
     credit_tokens.csv   the tokens themselves, of seed 0
@@ -63,7 +63,8 @@ def first_wrong(tokenizer, problem: dict, ids: list[int]) -> int:
 
 def thinking_answers(policy, tokenizer, seed: int):
     """A pool of answers that think, half of them right: the first ones that are sampled."""
-    problems = make_problems("long_sums", SAMPLED, numpy_rng(seed, 0, "credit prompts"), held_out=True)
+    rng = numpy_rng(seed, 0, "credit prompts")
+    problems = make_problems("long_sums", SAMPLED, rng, held_out=True)
     pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), 1,
                      torch_rng(seed, 0, "credit"), LONGEST)
     [think] = tokenizer.encode("<think>")
