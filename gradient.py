@@ -270,8 +270,8 @@ def token_weights(estimator: Estimator, rewards, mask, advantages=None, greedy=N
     else:
         def answer(batch, i, temperature):
             return None, greedy
-        advantages = methods.advantages_of(config, answer, lambda step: None, 0, rewards, old_logp,
-                                           old_logp, mask, 0.0)
+        advantages = methods.unweighted_advantages(config, answer, lambda step: None, 0, rewards,
+                                                   old_logp, old_logp, mask, 0.0)
         loss, _ = methods.policy_loss(config, KLCoefficient(config), logp, old_logp, None,
                                       advantages, mask, denominator)
     return -torch.autograd.grad(loss, logp)[0]

@@ -50,6 +50,9 @@ class MethodConfig(RLConfig):
     no_signal: str | None = setting(
         None, f"groups whose answers all earn the same are kept, dropped, or replaced, from up to "
         f"{ROUNDS} batches of prompts; the method's", choices=("keep", "drop", "replace"))
+    importance_cap: float = setting(
+        0.0, "weigh each token by min(policy / sampler, this), for answers that were sampled in "
+        "bfloat16 or by another engine: 2, say; 0: no weights", low=0.0)
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,9 +70,10 @@ class MethodConfig(RLConfig):
         # a tenth of a step. (The sampler's own are no substitute: decoding with a KV cache rounds
         # otherwise, which in bfloat16 would make a ratio of 1.001 of it.)
         self.updates = self.epochs * self.minibatches
-        self.on_policy = self.updates == 1 and self.kl_in == "loss"
+        self.on_policy = self.updates == 1 and self.kl_in == "loss" and not self.importance_cap
         # If not, other functions take GRPO's place in train_grpo.py, those below.
-        self.is_grpo = self.method == "grpo" and self.kl_estimator == "k3"
+        self.is_grpo = (self.method == "grpo" and self.kl_estimator == "k3"
+                        and not self.importance_cap)
         if not (self.reward or self.reward_model or self.data):
             self.reward = "verifier"
 
@@ -87,6 +91,7 @@ class MethodConfig(RLConfig):
         if self.loss == "gspo":
             refuse(given, "aggregate", why=f"with {method}, which has one ratio per answer and "
                    "averages over answers")
+            refuse(given, "importance_cap", why=f"with {method}, whose advantage is one per answer")
         if self.loss == "reinforce":
             refuse(given, "clip_low", "clip_high", why=f"with {method}, which has no ratio")
             if self.updates > 1:
@@ -129,7 +134,31 @@ def sample_until_signal(config, answer, batch, step):
     return concatenate(rollouts), torch.cat(all_rewards)
 
 
-def advantages_of(config, answer, batch, step, rewards, old_logp, ref_logp, mask, kl_coef):
+def advantages_of(config, answer, batch, step, rewards, old_logp, ref_logp, rollout, kl_coef):
+    """The method's advantages; with --importance-cap, times importance weights. (B, T)
+
+    No weight is below 0, so to weigh an advantage is to weigh its clipped loss:
+    max(-wA ρ, -wA clip(ρ)) = w max(-A ρ, -A clip(ρ))."""
+    mask = rollout.mask
+    advantages = unweighted_advantages(config, answer, batch, step, rewards, old_logp, ref_logp,
+                                       mask, kl_coef)
+    if config.importance_cap:
+        advantages = advantages * importance_weights(old_logp, rollout.logp, mask,
+                                                     config.importance_cap)
+    return advantages
+
+
+def importance_weights(old_logp, sampler_logp, mask, cap):
+    """min(π / μ, cap) of each action that μ sampled, 0 off the mask. (B, T)
+
+    The cap bounds the variance, and is a bias. It is a bias too that a token's weight leaves out
+    the tokens before it: the exact one is the product of them all. Yao et al. 2025, "Your efficient
+    RL framework secretly brings you off-policy RL training", fengyao.notion.site/off-policy-rl."""
+    log_ratio = (old_logp - sampler_logp).masked_fill(~mask, 0)
+    return log_ratio.exp().clamp(max=cap) * mask
+
+
+def unweighted_advantages(config, answer, batch, step, rewards, old_logp, ref_logp, mask, kl_coef):
     """The method's advantages. (B, T)
 
     rewards (B,); logp and mask (B, T). A KL penalty in the reward is paid before answers are

@@ -106,13 +106,19 @@ class KVCache:
         self.bias = torch.zeros(B, 1, 1, max_len, device=device, dtype=dtype)
         self.bias.masked_fill_(padding[:, None, None], -math.inf)
 
-    def append(self, layer: int, k, v):
-        """Store k, v (B, nkv, T, hs) in the next T columns. -> all so far (B, nkv, S', hs)."""
-        end = self.length + k.shape[2]
-        keys, values = self.data[layer]
-        keys[:, :, self.length:end] = k
-        values[:, :, self.length:end] = v
-        return keys[:, :, :end], values[:, :, :end]
+    def attend(self, q, k, v, layer: int):
+        """As `attend` below, over all so far: k and v are stored in the next T columns."""
+        start, end = self.length, self.length + k.shape[2]
+        keys, values = self.data[layer, ..., :end, :]                           # (B, nkv, S', hs)
+        keys[:, :, start:] = k
+        values[:, :, start:] = v
+        if start == 0:
+            return attend(q, k, v)
+        # T = 1. Query heads that share a key-value head are rows of one matrix: none is copied.
+        rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                 # (B, nkv, nh/nkv, hs)
+        bias = self.bias[..., :end]
+        y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
+        return y.view(q.shape)
 
     def copy_prompts(self, rows, other: "KVCache", source):
         """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
@@ -129,20 +135,11 @@ class KVCache:
         self.bias = self.bias[rows]
 
 
-def attend(q, k, v, cache: KVCache | None, layer: int):
+def attend(q, k, v):
     """softmax(q kᵀ / sqrt(hs)) v, each token over itself and those before it. q (B, nh, T, hs),
     k and v (B, nkv, T, hs) -> (B, nh, T, hs)"""
-    is_first = cache is None or cache.length == 0
-    if cache is not None:
-        keys, values = cache.append(layer, k, v)                                # (B, nkv, S, hs)
-    if is_first:
-        grouped = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    # One new token. Query heads that share keys are rows of one matrix, and no key is copied.
-    rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                     # (B, nkv, nh/nkv, hs)
-    bias = cache.bias[..., :keys.shape[2]]
-    y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
-    return y.view(q.shape)
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
 
 
 class Attention(nn.Module):
@@ -172,7 +169,7 @@ class Attention(nn.Module):
         q = rotate(q, cos, sin).transpose(1, 2)                                 # (B, nh, T, hs)
         k = rotate(k, cos, sin).transpose(1, 2)                                 # (B, nkv, T, hs)
         v = v.transpose(1, 2)                                                   # (B, nkv, T, hs)
-        y = attend(q, k, v, cache, layer)                                       # (B, nh, T, hs)
+        y = cache.attend(q, k, v, layer) if cache else attend(q, k, v)          # (B, nh, T, hs)
         y = y.transpose(1, 2).reshape(B, T, -1)                                 # (B, T, nh * hs)
         return self.o_proj(y)                                                   # (B, T, C)
 
@@ -252,10 +249,11 @@ class Transformer(nn.Module):
         cos = self.cos[positions][:, :, None].to(x.dtype)                  # (B or 1, T, 1, hs/2)
         sin = self.sin[positions][:, :, None].to(x.dtype)
         for i, layer in enumerate(self.layers):
+            inputs = (x, cos, sin, cache, i)
             if self.grad_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(layer, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = layer(x, cos, sin, cache, i)
+                x = layer(*inputs)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)

@@ -200,8 +200,7 @@ def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.
 
 def token_log_probs_and_entropies(model, tokens: Tensor, mask: Tensor, temperature: float = 1.0,
                                   with_gradient: bool = False) -> list[Tensor]:
-    """The same, and the entropy of each action's distribution, (B, T) each.
-    The entropies are for people, and need no memory for a gradient, unless there is a bonus."""
+    """The same, and each action's entropy, detached unless with_gradient. (B, T), (B, T)"""
     def score(logits, actions):
         logp = gather_log_probs(logits, actions)
         with torch.set_grad_enabled(with_gradient):
@@ -272,13 +271,16 @@ def micro_batches(mask: Tensor, max_tokens: int,
     together; a row over 1.5 times as long as the shortest starts a new one."""
     lengths = row_lengths(mask).tolist()
     rows = range(len(mask)) if rows is None else rows.tolist()
+    order = sorted(rows, key=lambda row: lengths[row])
     batches = []
-    for row in sorted(rows, key=lambda row: lengths[row]):
+    for row in order:
         batch = batches[-1] if batches else []
         is_full = (len(batch) + 1) * lengths[row] > max_tokens
         if not batch or is_full or lengths[row] > 1.5 * lengths[batch[0]]:
             batches.append([row])
         else:
             batch.append(row)
-    return [(torch.tensor(batch, device=mask.device), lengths[batch[-1]])
-            for batch in batches]
+    # One tensor for all: each that is brought to a GPU makes the host wait.
+    sizes = [len(batch) for batch in batches]
+    parts = torch.tensor(order, device=mask.device).split(sizes)
+    return [(part, lengths[batch[-1]]) for part, batch in zip(parts, batches)]

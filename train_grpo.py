@@ -78,7 +78,7 @@ def main(argv=None) -> None:
         advantages = grpo_advantages(rewards, config.group_size)[:, None].expand(mask.shape)
         if not config.is_grpo:
             advantages = methods.advantages_of(config, answer, batch, step, rewards, old_logp,
-                                               ref_logp, mask, kl_coef.in_reward)
+                                               ref_logp, rollout, kl_coef.in_reward)
         rows, no_signal = methods.rows_to_learn_from(config, advantages)
 
         # 5. Updates. Averages are the mini-batch's, however it is split: hence the denominator.

@@ -996,7 +996,7 @@ GROUPS = [
               "train_grpo.py:main:denominator = count_for"],
         tests=["test_policy_gradient.py::test_dr_grpo_is_the_gradient_times_a_constant",
                "test_scripts.py::test_dr_grpo_divides_by_a_constant"],
-        experiment="table",
+        experiment="aggregation",
         english="No std and no division by an answer's length: (G − 1)/G of the true gradient.",
         in_chinese="不除标准差，也不除回答长度：梯度只差一个常数倍。"),
     Concept(
@@ -1006,8 +1006,9 @@ GROUPS = [
         equation_zh="Σ_bt / Σ mask，或 mean_b mean_t，或 Σ_bt / 常数",
         code=["losses.py:aggregate:return x.sum()"],
         tests=["test_losses.py::test_aggregate_modes",
+               "test_length.py::test_the_closed_form",
                "test_policy_gradient.py::test_dividing_by_length_maximises_reward_per_token"],
-        experiment="aggregation",
+        experiment="length",
         english=("A mean over each answer favours short right answers and long wrong ones "
                  "(length bias); a constant does not."),
         in_chinese="按序列平均会偏向短的正确回答和长的错误回答（长度偏差）。"),
@@ -1040,7 +1041,7 @@ GROUPS = [
         why="a.13",
         equation_zh="A = r(y) − r(贪心 y)",
         code=["advantages.py:remax_advantages:return",
-              "methods.py:advantages_of:_, greedy_rewards"],
+              "methods.py:unweighted_advantages:_, greedy_rewards"],
         tests=["test_policy_gradient.py::test_remax",
                "test_peers.py::test_peer[verl.remax.sparse]"],
         experiment="table",
@@ -1087,15 +1088,18 @@ GROUPS = [
         equation="log π_sampler(a) ≠ log π_old(a):  the ratio isn't 1 at the first update",
         why="c.1",
         equation_zh="log π_sampler(a) ≠ log π_old(a)：第一次更新时比率就不是 1",
-        code=["methods.py:MethodConfig:self.on_policy =", "train_grpo.py:main:old = logp.detach()"],
+        code=["methods.py:MethodConfig:self.on_policy =", "methods.py:importance_weights"],
         tests=["test_rollout.py::test_sampled_log_probs_are_the_scored_ones",
-               "test_memory.py::test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16"],
-        experiment="",
-        english=("Another engine, precision or temperature samples from another policy. Here old "
-                 "log-probs come from the code that takes the new ones. Not here: a correction "
-                 "by a truncated ratio."),
-        in_chinese=("推理引擎、精度或温度不同，采样的就是另一个策略。这里旧的对数概率与新的出自同"
-                    "一段代码；没有实现截断比率的修正。")),
+               "test_memory.py::test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16",
+               "test_policy_gradient.py::test_whole_answers_weights_are_exact_and_tokens_weights_"
+               "are_nearer"],
+        experiment="stale",
+        english=("Another engine, precision, temperature or age of weights samples from another "
+                 "policy. Old log-probs come from the code that takes the new ones; "
+                 "`--importance-cap 2` weighs each token by min(π / sampler, 2) (TIS)."),
+        in_chinese=("推理引擎、精度、温度不同，或权重旧了，采样的就是另一个策略。旧的对数概率与新"
+                    "的出自同一段代码；`--importance-cap 2` 给每个 token 乘以 min(π / 采样器, 2)"
+                    "（TIS）。")),
 ]
 
 PREFERENCES = [

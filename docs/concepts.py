@@ -1,7 +1,8 @@
 """From idea to line: `python docs/concepts.py` writes docs/CONCEPTS.md and its Chinese twin, with
 every line number as it is now, and the links and numbers of the other pages that come from lists:
-docs/DERIVATIONS.md, docs/ERRATA.md, docs/INTERVIEW.md and docs/INDEX.md; and, in Chinese, what
-other scripts write in English: docs/MISTAKES.zh.md and docs/lab/*.zh.md.
+docs/DERIVATIONS.md, docs/ERRATA.md, docs/INTERVIEW.md and docs/INDEX.md; in Chinese, what other
+scripts write in English: docs/MISTAKES.zh.md and docs/lab/*.zh.md; and docs/trace.html, from the
+data that it holds.
 """
 import ast
 import functools
@@ -221,6 +222,8 @@ if __name__ == "__main__":
     from interview import write as write_interview
     from lab_chinese import write as write_lab
     from mistakes import write as write_mistakes
+    sys.path.insert(0, str(ROOT))
+    from support.trace_page import rebuild
     try:
         write()
         write_derivations()
@@ -229,5 +232,6 @@ if __name__ == "__main__":
         write_index()
         write_mistakes()
         write_lab()
+        rebuild(ROOT / "docs" / "trace.html")
     except ValueError as error:
         sys.exit(f"concepts.py: error: {error}")

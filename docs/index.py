@@ -13,7 +13,7 @@ PAGES = {"English": ROOT / "docs" / "INDEX.md", "Chinese": ROOT / "docs" / "INDE
 class Topic(NamedTuple):
     """rows: names in concept_rows.py. question: a part of one title in questions.py. elsewhere: a
     link, if this repository does not do it. erratum: a number of ERRATA.md. play: a section of
-    play.html."""
+    play.html. traced: one batch with its real numbers shows it."""
     english: str
     chinese: str
     rows: list[str] = []
@@ -21,6 +21,7 @@ class Topic(NamedTuple):
     elsewhere: str = ""
     erratum: int = 0
     play: str = ""
+    traced: bool = False
 
 
 INTRO = {"English": """# Index
@@ -31,13 +32,15 @@ the [interview question](INTERVIEW.md) that it answers. \
 What this repository does not do says *not here*, and where to go. Also:
 [derivations](DERIVATIONS.md), [wrong statements](ERRATA.md), [reading curves](READING_CURVES.md), \
 [mistakes in code](MISTAKES.md),
-[the lab](lab/results.md). English | [简体中文](INDEX.zh.md)
+[one batch with its real numbers](trace.html), [the lab](lab/results.md). \
+English | [简体中文](INDEX.zh.md)
 """, "Chinese": """# 索引
 
 常被问到的每个主题，对应到[概念](CONCEPTS.zh.md)里的行（公式、理由、代码行、测试），以及\
 [面试题](INTERVIEW.zh.md)。本仓库没有做的标“这里没有”，并给出该去哪里找。另见：\
 [公式推导](DERIVATIONS.zh.md)、[流传的错误说法](ERRATA.zh.md)、[读曲线](READING_CURVES.zh.md)、\
-[代码里常犯的错误](MISTAKES.zh.md)、[实验结果](lab/results.zh.md)。[English](INDEX.md) | 简体中文
+[代码里常犯的错误](MISTAKES.zh.md)、[一个批次的真实数字](trace.html)、\
+[实验结果](lab/results.zh.md)。[English](INDEX.md) | 简体中文
 """}
 TOPICS = [
     ("Text as a decision process", "文本作为决策过程", [
@@ -112,7 +115,7 @@ TOPICS = [
         Topic("the probability of a trajectory, and why the environment vanishes",
               "轨迹的概率，环境项为什么消失",
               ["environment's terms vanish", "trajectory"], "Derive the policy"),
-        Topic("credit assignment", "信用分配", ["credit assignment"], "One reward"),
+        Topic("credit assignment", "信用分配", ["credit assignment"], "One reward", traced=True),
         Topic("a small step in parameters against one in policies", "参数的小步与策略的小步",
               ["natural gradient"], "TRPO"),
         Topic("plain gradient, TRPO and PPO compared", "普通策略梯度、TRPO、PPO 对比",
@@ -120,7 +123,7 @@ TOPICS = [
     ]),
     ("PPO", "PPO", [
         Topic("the clip with its four cases", "裁剪的四种情况", ["clip", "dual clip"], "four cases",
-              play="clip"),
+              play="clip", traced=True),
         Topic("value clipping", "价值裁剪", ["value clipping"], "keeps a critic"),
         Topic("warm-up of the critic", "价值模型预热", ["critic warm-up"], "keeps a critic"),
         Topic("explained variance", "解释方差", ["explained variance"], "critic regresses"),
@@ -142,13 +145,13 @@ TOPICS = [
         Topic("the cost in memory", "显存开销", ["memory"], "fills the memory"),
         Topic("sums over k steps", "k 步估计", ["k-step sums"], "What is GAE"),
         Topic("GAE as their weighted mean", "GAE 是它们的加权平均", ["GAE"], "What is GAE",
-              play="lambda"),
+              play="lambda", traced=True),
         Topic("how a critic spreads the last reward", "价值模型怎样分摊最后的奖励",
-              ["credit assignment"], "One reward"),
+              ["credit assignment"], "One reward", traced=True),
     ]),
     ("KL divergence", "KL 散度", [
         Topic("k1, k2 and k3 as values", "k1、k2、k3 的数值",
-              ["KL estimators", "k1", "k2", "k3"], "k1, k2", play="kl"),
+              ["KL estimators", "k1", "k2", "k3"], "k1, k2", play="kl", traced=True),
         Topic("k1, k2 and k3 as losses, and their gradients", "k1、k2、k3 作损失及其梯度",
               ["gradients of the KL estimators"], "k1, k2", play="kl"),
         Topic("KL in the reward or in the loss", "KL 放进奖励还是放进损失",
@@ -187,7 +190,8 @@ TOPICS = [
         Topic("group size", "组大小", ["group baseline", "exploration"], "group size"),
         Topic("groups without a signal", "无信号的组", ["groups without signal"], "samples are poor",
               play="group"),
-        Topic("length bias", "长度偏差", ["aggregation", "Dr. GRPO"], "biases has GRPO"),
+        Topic("length bias", "长度偏差", ["aggregation", "Dr. GRPO"], "biases has GRPO",
+              traced=True),
         Topic("ReMax and RLOO", "ReMax 与 RLOO", ["ReMax", "RLOO"], "RLOO, ReMax", play="group"),
         Topic("GRPO's whole objective", "GRPO 的完整目标", ["GRPO"], "GRPO's idea"),
         Topic("REINFORCE++: rewards with the KL to come", "REINFORCE++：奖励含后续的 KL",
@@ -335,6 +339,9 @@ def entry(topic: Topic, language: str) -> str:
     if topic.play:
         links.append(f"[try it](play.html#en/{topic.play})" if language == "English"
                      else f"[动手试试](play.html#zh/{topic.play})")
+    if topic.traced:
+        label = "a batch with its numbers" if language == "English" else "一个批次的真实数字"
+        links.append(f"[{label}](trace.html)")
     if topic.elsewhere:
         links.append(f"not here: {topic.elsewhere}" if language == "English"
                      else f"这里没有：{topic.elsewhere}")

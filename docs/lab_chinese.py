@@ -192,7 +192,43 @@ CHINESE = {
     "after 6 steps": "6 步之后",
     "after 15 steps": "15 步之后",
     "after 30 steps": "30 步之后",
+    "An answer may run on after its reward is decided: what makes it longer?":
+        "奖励定下之后，回答还可以继续：什么使它变长？",
+    "Answers sampled by something else than the policy: what does it cost?":
+        "回答出自别的采样器，而不是策略：代价是什么？",
     # What was expected.
+    "What follows the verdict can't change the reward, so an unbiased gradient leaves "
+    "length alone, but for a random walk. seq-mean divides an answer's gradient by the "
+    "answer's own length: a wrong token costs less the longer its answer is, and a right "
+    "one earns more the shorter its answer is. So wrong answers should grow towards the "
+    "limit of 48 tokens, and right ones shrink towards 3, the least there can be. seq-sum "
+    "divides by a constant, so neither should move. token-mean divides by the tokens of "
+    "all 256 answers, of which an answer's own are a small part: its bias is smaller by "
+    "about that factor, so it should do as seq-sum does.":
+        "判定之后写什么都改变不了奖励，所以无偏的梯度不会改变长度，只会随机游走。seq-mean"
+        " 把每个回答的梯度除以它自己的长度：回答越长，错误的 token 代价越小；回答越短，正"
+        "确的 token 收益越大。所以错误的回答应当增长到 48 个 token 的上限，正确"
+        "的应当缩短到最少的 3 个。seq-sum 除以常数，两者都不该变。token-mean"
+        " 除以全部 256 个回答的 token 数，其中一个回答自己的只占一小部分：它的偏差大"
+        "约小这么多倍，所以应当与 seq-sum 相同。",
+    "The policy gradient is an expectation over the policy's own answers; over another "
+    "sampler's it is biased, and the more so the further that sampler is away. bfloat16 "
+    "only rounds: the log-ratio of a token should spread by about a hundredth, and "
+    "accuracy should not suffer. The older the weights, the slower the policy should "
+    "learn, and with 4 steps it should not reach what fresh answers teach. GRPO's own "
+    "ratio can't help: its old log-probs are computed anew. The sampler's log-probs in "
+    "the ratio should help, because the clip leaves out tokens that have already moved; "
+    "truncated weights should help too, and neither in full, since a token's weight "
+    "leaves out the tokens before it. At temperature 0.8 the sampler is surer than the "
+    "policy that is scored: answers are less varied, and we expect a small loss that the "
+    "weights repair.":
+        "策略梯度是对策略自己的回答求期望；换成别的采样器的回答就有偏，采样器离得越远，偏得越多。"
+        "bfloat16 只有舍入：每个 token 的对数比率应当只散开约百分之一，正确率不该"
+        "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到新鲜回答能教会的水平。GRPO "
+        "自己的比率帮不上忙：它的旧对数概率是重新计算的。把采样器的对数概率放进比率应当有帮助，因"
+        "为裁剪会略过已经移动的 token；截断的权重也应当有帮助；两者都不能完全弥补，因为一个"
+        " token 的权重不含它之前的 token。温度 0.8 时，采样器比被打分的策略更确"
+        "定：回答更单一，我们预期有小的损失，权重可以补上。",
     # What is measured.
     "right answers, sampled (share)": "采样正确率",
     "KL to the SFT model (nats per answer)": "与 SFT 模型的 KL（每个回答的 nats）",
@@ -200,6 +236,11 @@ CHINESE = {
     "explained variance of the critic": "价值模型的解释方差",
     "answer length (tokens)": "回答长度（token）",
     "samples per step": "每步样本数",
+    "length of wrong answers (tokens)": "错误回答的长度（token）",
+    "length of right answers (tokens)": "正确回答的长度（token）",
+    "wrong answers longer by (tokens)": "错误的比正确的长（token）",
+    "KL of the sampler to the policy (nats per answer)": "采样器与策略的 KL（每个回答的 nats）",
+    "spread of a token's log-ratio (nats)": "每个 token 对数比率的标准差（nats）",
     # Settings; what is neither here nor in PARTS, such as G = 8, stays as it is.
     "none": "不加惩罚", "k1 in the loss": "k1 放进损失", "k2 in the loss": "k2 放进损失",
     "k3 in the loss": "k3 放进损失", "k1 in the reward": "k1 放进奖励",
@@ -240,6 +281,9 @@ CHINESE = {
 }
 # Of settings that are made of parts.
 PARTS = {
+    "fresh": "新鲜", "temperature 0.8": "温度 0.8", "1 step old": "旧 1 步",
+    "2 steps old": "旧 2 步", "4 steps old": "旧 4 步", "the ratio": "放进比率",
+    "truncated weights": "截断权重",
     "critic from the policy": "价值模型从策略开始",
     "critic from the reward model": "价值模型从奖励模型开始",
     "clip 0.2": "裁剪 0.2", "no clip": "不裁剪", "epochs = ": "遍数 = ",

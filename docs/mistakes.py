@@ -1,10 +1,22 @@
-"""docs/MISTAKES.md in Chinese: `python docs/concepts.py` writes docs/MISTAKES.zh.md from the
-English page, which tests/mutations.py writes, and from these translations.
-"""
-from concepts import ROOT
+"""docs/MISTAKES.md, in English and in Chinese: the mistakes of tests/mutations.py, what each does
+to a run (docs/effects.py), and the test that notices it.
 
-ENGLISH = ROOT / "docs" / "MISTAKES.md"
-PAGE = ROOT / "docs" / "MISTAKES.zh.md"
+    python docs/mistakes.py        writes the pages and docs/mistakes/mistakes.svg; so does
+                                   docs/concepts.py
+"""
+import csv
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.append(str(ROOT / "tests"))
+
+from effects import KINDS, effect, figure, kind, runs  # noqa: E402
+from mutation_runs import RUNS  # noqa: E402
+from mutations import MUTATIONS, NOTICED_BY, NUMBERS, PUBLIC, SECTIONS, Mutation  # noqa: E402
+
+PAGES = {"English": ROOT / "docs" / "MISTAKES.md", "Chinese": ROOT / "docs" / "MISTAKES.zh.md"}
+FIGURES = {"English": "mistakes/mistakes.svg", "Chinese": "mistakes/mistakes.zh.svg"}
 # A mistake -> the same in Chinese, and what one sees.
 ROWS = {
     "The stop token is not an action": ("结束符不算动作", "结束没有梯度：回答越来越长"),
@@ -63,7 +75,8 @@ ROWS = {
         "裁剪写反：损失里该用 max 的地方用了 min",
         "负优势被无限推动；比率为 1 时看不出来"),
     "The mean of micro-batch means": ("微批均值的均值", "长短回答的权重随微批大小而变"),
-    "The same in SFT": ("SFT 里同样的错误", "同上"),
+    "The mean of micro-batch means, in SFT": (
+        "SFT 里微批均值的均值", "长短示范的权重随微批大小而变"),
     "Dr. GRPO that still divides by each answer's length": (
         "Dr. GRPO 仍除以每个回答的长度",
         "两处改动只做了一处：长度偏差还在"),
@@ -129,63 +142,214 @@ ROWS = {
     "Old log-probs taken anew before each pass": (
         "每一遍之前都重新计算旧的对数概率",
         "每一遍开始时比率都是 1：没有什么限制策略"),
+    "Importance weights upside down": ("重要性权重取了倒数", "采样器抽得过多的，反而更重"),
+    "Importance weights where the sampler's log-probs stand for the policy's": (
+        "重要性权重用采样器的对数概率代替了策略的",
+        "重要性权重全是 1"),
 }
-HEADER = "| | 错误 | 看到的现象 | 见于 | 在这里改动的文件 | 首先发现它的测试 |"
-# How a paragraph begins -> the whole of it in Chinese.
-PARAGRAPHS = {
-    "# What goes wrong": "# 这类代码常犯的错误",
-    "Each of these mistakes": (
-        "编号 32 及以前的错误，都在人们用来学习和训练的公开代码里出现过；知道讨论串的，附上链接。33 以后的，\
-是本项目最初的版本里发现的，或者为检验测试而编的。它们都不会使程序崩溃：训练照常进行，曲线照常变化，\
-只是结果差一点，或者完全错误。这里在本项目的一份拷贝里故意把每个错误犯一遍，最后一列是首先失败的测试。\
-英文页由 `python tests/mutations.py --table` 生成，本页由 `python docs/concepts.py` 据此生成。\
-[English](MISTAKES.md) | 简体中文"),
-    "What 18b does to a run": (
-        "18b 对训练有什么影响，[`docs/tool.py`](tool.py) 在带计算器的任务上用三个种子展示：策略也学会了提问，\
-但更晚，而且离参考模型远了五倍（[图](tool/tool.png)；在被训练的 token 上，每个 token 0.95 nats，\
-正确时为 0.20）。"),
-    "Three mistakes of the same kind": "还有三个同类的错误，改动这里的一行是犯不出来的：",
-    "* **Sampled text is decoded": (
-        "* **采样的文本先解码再重新分词**（6），于是训练的不是采样的内容：huggingface/trl#5224。\
-这里的 rollout 从头到尾都是 id，文本只用来显示和打分。"),
-    "* **The sampler's log-probs": (
-        "* **把采样器的对数概率当作旧的对数概率**，而带缓存的解码与完整前向的舍入不同（12）。两者都是 float32 \
+# A section -> the same in Chinese.
+TITLES = {
+    "Layout and mask": "排列与掩码",
+    "Log-probs and the ratio": "对数概率与比率",
+    "KL and the reference": "KL 与参考模型",
+    "Rewards": "奖励",
+    "Advantages, returns and the critic": "优势、回报与价值模型",
+    "Losses and averages": "损失与平均",
+    "The update loop": "更新循环",
+    "Preferences": "偏好",
+    "Data, precision and processes": "数据、精度与进程",
+}
+# Why nothing shows -> the same in Chinese.
+UNSEEN = {
+    "in float32 the sampler is the policy, and all weights are 1":
+        "float32 下采样器就是策略，权重全是 1",
+    "no script whitens and keeps the mean": "没有脚本在白化时保留均值",
+    "--group-size 1 is refused before it comes to this": "`--group-size 1` 在这之前就被拒绝",
+    "the built-in prompts hold no special-token text": "内置任务的提示词里没有特殊 token 的文本",
+    "on a CPU both runs are in float32": "在 CPU 上两次运行都是 float32",
+    "a run has one process": "一次运行只有一个进程",
+    "the scripts' inputs are 0 off the mask anyway": "这些脚本的输入在掩码之外本来就是 0",
+    "on a CPU logits are in float32 anyway": "在 CPU 上 logits 本来就是 float32",
+    "the scripts' log-probs are 0 off the mask anyway": "这些脚本的对数概率在掩码之外本来就是 0",
+    "the mean of rewards of 0 and 1 has no rounding": "0 和 1 的奖励，求均值没有舍入误差",
+    "no token of an answer has the id of the padding": "回答里没有 token 用填充的 id",
+}
+HEADERS = {
+    "English": "| | mistake | in theory | in a short run | seen in | made here in | noticed by |",
+    "Chinese": "| | 错误 | 理论上 | 在一次短的运行里 | 见于 | 在这里改动的文件 | 首先发现它的测试 |",
+}
+# A \ joins two lines: the page's lines are longer than those of a source file.
+INTRO = {
+    "English": """# What goes wrong in implementations of these algorithms
+
+None of these mistakes crashes: training runs, curves move, and the result is a little or very \
+wrong. Where a thread is known in which
+one was reported, it is linked; *public code* stands where people learn from and train with code \
+that had it; the others were found
+in this project's own first versions, or made up to see whether its tests would notice. Here each \
+is made on purpose in a copy of this
+project, and the test in the last column is the first to fail (`python tests/mutations.py --table`).
+
+The copy then trains for a few steps, eight or ten of GRPO and PPO and fifteen of DPO, by one of \
+[the commands below](#the-runs).
+**Of {all} mistakes {model} change what the trained model can do (how many answers are right, how \
+long they are, whether they end),
+{numbers} show in other numbers of the run alone, and {hidden} are invisible there**: {spread} \
+differ by less than seeds without a mistake do, {same}
+change no number at all, and for {unseen} there is no run here that could show them. A curve that \
+rises proves little: it is the tests
+that find most of these. And a mistake that does nothing in ten steps may do much in ten thousand. \
+Some look like an improvement.
+
+In the fourth column a number is the mistake's, and *instead of* stands before that of the same \
+command without it: mean ± standard
+deviation over its seeds, where there are several. The trained model is measured by this project, \
+not by the copy, on {problems} held-out
+problems, one sampled answer each; other numbers are means over the last half of the run's steps, \
+as the copy itself logs them ([what
+each is](READING_CURVES.md)). A difference is named from four times the spread on (that of the \
+command's seeds, or the typical one of all
+commands if that is larger). To practise: `python exercises/bug.py 1` shows curves, and asks which \
+mistake they are of. English | [简体中文](MISTAKES.zh.md)
+
+![Accuracy over training with a mistake, beside the runs without]({figure})
+""",
+    "Chinese": """# 这类代码常犯的错误
+
+这些错误都不会使程序崩溃：训练照常进行，曲线照常变化，只是结果差一点，或者完全错误。知道讨论串的，附上链接；\
+“公开代码”表示人们用来学习和训练的代码里出现过；其余的是本项目最初的版本里发现的，或者为检验测试而编的。\
+这里在本项目的一份拷贝里故意把每个错误犯一遍，最后一列是首先失败的测试（`python tests/mutations.py --table`）。
+
+然后用这份拷贝训练很短的一次：GRPO 或 PPO 八步或十步，DPO 十五步，命令见[下面](#the-runs)。**{all} 个错误里，\
+{model} 个改变了训练出来的模型（正确率、回答长度、能否结束），{numbers} 个只在运行的其他数字里看得出来，\
+{hidden} 个在运行里看不出来**：{spread} 个的差别小于种子之间的差别，{same} 个不改变任何数字，\
+还有 {unseen} 个，这里没有能显示它的运行。曲线上升说明不了什么：这些错误大多要靠测试发现。十步里没有影响的错误，\
+一万步里可能影响很大。有的看起来反而更好。
+
+第四列里先写有错误时的数字，“正常为”后面是同一命令没有错误时的数字：有几个种子时是均值 ± 标准差。\
+训练出来的模型由本项目测量，而不是由那份拷贝，用 {problems} 道留出的题，每题采样一个回答；\
+其他数字是运行后一半步数的均值，由拷贝自己记录（[各是什么](READING_CURVES.zh.md)）。差别达到波动的四倍才写出来（该命令各种子的波动，或所有命令的典型波动，取较大的）。\
+想练习：`python exercises/bug.py 1` 给出曲线，问是哪个错误。[English](MISTAKES.md) | 简体中文
+
+![有错误时训练中的正确率，与没有错误的运行相比]({figure})
+""",
+}
+OUTRO = {
+    "English": """
+Three mistakes of the same kind can't be made by changing a line here:
+
+* **Sampled text is decoded and tokenised again**, so that what is trained on is not what was \
+sampled: huggingface/trl#5224. Rollouts
+  are ids from beginning to end; text is made only to be shown and rewarded.
+* **The sampler's log-probs serve as old log-probs** although cached decoding rounds otherwise \
+than a full forward. With both in
+  float32 the difference is near 1e-6 and changes nothing; in bfloat16 it is a ratio that isn't 1. \
+`train_grpo.py` and
+  `train_ppo.py` take old log-probs with the function that takes the new ones.
+* **Dropout, or a reference in train mode**: the model has no dropout.
+
+What mistake {tool} does in forty steps, [`docs/tool.py`](tool.py) shows for three \
+seeds: the policy learns to ask, but later, and
+moves five times as far from its reference ([figure](tool/tool.png); 0.95 nats a token instead of \
+0.20, over what was trained on).
+
+## <a id="the-runs"></a>The runs
+
+`python tests/mutation_runs.py` makes what [`runs.csv`](mistakes/runs.csv) lacks, which has every \
+step. With a mistake it is seed 0; \
+nothing is evaluated or saved on the way ({common}). They start from `runs/sft`, and \
+where products are asked, from
+`runs/sft_products`; the reward model is `runs/rm`.
+
+| run | command | seeds without a mistake |
+|---|---|---|
+{commands}
+""",
+    "Chinese": """
+还有三个同类的错误，改动这里的一行是犯不出来的：
+
+* **采样的文本先解码再重新分词**，于是训练的不是采样的内容：huggingface/trl#5224。\
+这里的 rollout 从头到尾都是 id，文本只用来显示和打分。
+* **把采样器的对数概率当作旧的对数概率**，而带缓存的解码与完整前向的舍入不同。两者都是 float32 \
 时相差约 1e-6，没有影响；bfloat16 时，比率就不是 1 了。`train_grpo.py` 和 `train_ppo.py` 用计算新值的同一个\
-函数计算旧值。"),
-    "* **Dropout, or a reference": (
-        "* **dropout，或参考模型处于训练模式**（11、32）：这里的模型没有 dropout。"),
+函数计算旧值。
+* **dropout，或参考模型处于训练模式**：这里的模型没有 dropout。
+
+错误 {tool} 在四十步里有什么影响，[`docs/tool.py`](tool.py) 用三个种子展示：策略也学会了提问，\
+但更晚，而且离参考模型远了五倍（[图](tool/tool.png)；在被训练的 token 上，每个 token 0.95 nats，\
+正确时为 0.20）。
+
+## <a id="the-runs"></a>这些运行
+
+`python tests/mutation_runs.py` 补齐 [`runs.csv`](mistakes/runs.csv) 里缺的运行，那里有每一步的数字。\
+有错误时用种子 0；中途不评估也不保存（{common}）。都从 `runs/sft` 开始，\
+求乘积的从 `runs/sft_products` 开始；奖励模型是 `runs/rm`。
+
+| 运行 | 命令 | 没有错误的种子 |
+|---|---|---|
+{commands}
+""",
 }
 
 
-def translated_row(line: str) -> str:
-    """A row with its second and third cell in Chinese. ValueError if that is missing."""
-    cells = line.split(" | ")
-    if cells[1] not in ROWS:
-        raise ValueError(f"docs/mistakes.py: no Chinese for {cells[1]!r}")
-    cells[1], cells[2] = ROWS[cells[1]]
-    return " | ".join(cells)
+def links(seen: str, language: str) -> str:
+    """owner/name#1 and #2 of the same repository as links; a repository without a number as one
+    to itself."""
+    if seen == PUBLIC:
+        return seen if language == "English" else "公开代码"
+    found, repository = [], ""
+    for word in filter(None, seen.split(", ")):
+        owner, _, number = word.partition("#")
+        repository = owner or repository
+        found.append(f"[{repository}{'#' + number if number else ''}]"
+                     f"(https://github.com/{repository}{'/issues/' + number if number else ''})")
+    return ", ".join(found)
 
 
-def translated_paragraph(text: str) -> str:
-    for beginning, chinese in PARAGRAPHS.items():
-        if text.startswith(beginning):
-            return chinese
-    raise ValueError(f"docs/mistakes.py: no Chinese for the paragraph {text[:40]!r}")
+def in_chinese(table: dict, text: str):
+    """ValueError if it is missing there."""
+    if text not in table:
+        raise ValueError(f"docs/mistakes.py: no Chinese for {text!r}")
+    return table[text]
 
 
-def page() -> str:
-    parts = []
-    for block in ENGLISH.read_text(encoding="utf-8").strip().split("\n\n"):
-        if block.startswith("| |"):
-            _, line, *rows = block.split("\n")
-            parts.append("\n".join([HEADER, line, *map(translated_row, rows)]))
-        elif block.startswith("* "):
-            items = block.replace("\n* ", "\0* ").split("\0")
-            parts.append("\n".join(map(translated_paragraph, items)))
-        else:
-            parts.append(translated_paragraph(block))
-    return "\n\n".join(parts) + "\n"
+def row(mutation: Mutation, test: str, language: str) -> str:
+    mistake, symptom, unseen = mutation.mistake, mutation.symptom, mutation.unseen
+    if language == "Chinese":
+        mistake, symptom = in_chinese(ROWS, mistake)
+        unseen = unseen and in_chinese(UNSEEN, unseen)
+    cells = [str(NUMBERS[mutation.name]), mistake, symptom, effect(mutation, language, unseen),
+             links(mutation.seen, language), f"`{mutation.file}`", f"`{test}`"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(language: str) -> str:
+    from mutation_runs import COMMON, PROBLEMS
+    with open(NOTICED_BY, newline="", encoding="utf-8") as f:
+        tests = {found["mistake"]: found["test"] for found in csv.DictReader(f)}
+    kinds = [kind(mutation) for mutation in MUTATIONS]
+    counts = {name: kinds.count(name) for name in KINDS}
+    hidden = counts["spread"] + counts["same"] + counts["unseen"]
+    parts = [INTRO[language].format(all=len(MUTATIONS), hidden=hidden, problems=PROBLEMS,
+                                    figure=FIGURES[language], **counts)]
+    for title, mutations in SECTIONS.items():
+        rows = [row(mutation, tests[mutation.name], language) for mutation in mutations]
+        title = title if language == "English" else in_chinese(TITLES, title)
+        parts.append(f"\n## {title}\n\n{HEADERS[language]}\n|---|---|---|---|---|---|---|\n"
+                     + "\n".join(rows) + "\n")
+    commands = "\n".join(
+        f"| `{name}` | `{command}` | {', '.join(map(str, runs()[name, '']))} |"
+        for name, command in RUNS.items())
+    parts.append(OUTRO[language].format(tool=NUMBERS["tool_trained_on"], commands=commands,
+                                        common=f"`{COMMON}`"))
+    return "".join(parts)
 
 
 def write() -> None:
-    PAGE.write_text(page(), encoding="utf-8")
+    for language, file in PAGES.items():
+        file.write_text(page(language), encoding="utf-8")
+        (ROOT / "docs" / FIGURES[language]).write_text(figure(language), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()

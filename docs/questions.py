@@ -1455,14 +1455,18 @@ PRACTICE = [
                "test_rollout.py::test_gradient_of_a_split_batch_is_that_of_the_whole"],
         why="a.19, g.19",
         errata=[9, 10],
-        numbers=("Length at the end: {aggregation/seq-mean/response_length} (answers), "
-                 "{aggregation/token-mean/response_length} (tokens), "
-                 "{aggregation/seq-sum/response_length} (constant): on this task, no difference "
-                 "(two seeds)."),
-        numbers_zh=("结束时的长度：{aggregation/seq-mean/response_length}（按回答）、"
-                    "{aggregation/token-mean/response_length}（按 token）、"
-                    "{aggregation/seq-sum/response_length}（常数）：这个任务上没有差别（两个种"
-                    "子）。")),
+        numbers=("[Where length is free](lab/length.md), wrong answers end longer than right ones "
+                 "by {length/seq-mean/gap} tokens (answers), {length/token-mean/gap} (tokens), "
+                 "{length/seq-sum/gap} (constant; five seeds). On the built-in task it is not, and "
+                 "all end alike: {aggregation/seq-mean/response_length}, "
+                 "{aggregation/token-mean/response_length}, "
+                 "{aggregation/seq-sum/response_length}."),
+        numbers_zh=("在[长度不受限制的任务](lab/length.zh.md)上，结束时错误的回答比正确的长："
+                    "{length/seq-mean/gap} 个 token（按回答）、{length/token-mean/gap}（按 token）、"
+                    "{length/seq-sum/gap}（常数；五个种子）。内置任务的长度是定下的，结束时都一"
+                    "样：{aggregation/seq-mean/response_length}、"
+                    "{aggregation/token-mean/response_length}、"
+                    "{aggregation/seq-sum/response_length}。")),
     Question(
         question="What if the sampler's probabilities are not the trainer's?",
         answer=("Another engine, bfloat16, a KV cache or a temperature make the sampled policy "
@@ -1480,11 +1484,24 @@ PRACTICE = [
         follow_up_zh="怎么发现？看第一次更新的平均比率，以及采样器与训练器之间的 KL。",
         wrong_zh="“温度只影响采样。”",
         code=["rollout.py:sample:probs = torch.softmax",
-              "train_grpo.py:main:old_logp = rollout.logp"],
-        tests=["test_rollout.py::test_sampled_log_probs_are_the_scored_ones",
+              "methods.py:importance_weights"],
+        tests=["test_policy_gradient.py::test_whole_answers_weights_are_exact_and_tokens_weights_"
+               "are_nearer",
+               "test_rollout.py::test_sampled_log_probs_are_the_scored_ones",
                "test_memory.py::test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16"],
         why="c.1",
-        errata=[11]),
+        errata=[11],
+        numbers=("[Right answers](lab/stale.md) after 60 steps: {stale/fresh/accuracy} with fresh "
+                 "answers, {stale/bfloat16/accuracy} sampled in bfloat16, "
+                 "{stale/4 steps old/accuracy} with weights 4 steps old; with those, "
+                 "{stale/4 steps old + the ratio/accuracy} with the sampler's log-probs in the "
+                 "ratio, {stale/4 steps old + truncated weights/accuracy} with truncated weights "
+                 "(five seeds)."),
+        numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：新鲜的回答 {stale/fresh/accuracy}，"
+                    "bfloat16 采样 {stale/bfloat16/accuracy}，旧 4 步的权重采样 "
+                    "{stale/4 steps old/accuracy}；这时把采样器的对数概率放进比率，有 "
+                    "{stale/4 steps old + the ratio/accuracy}，用截断的权重，有 "
+                    "{stale/4 steps old + truncated weights/accuracy}（五个种子）。")),
     Question(
         question="What happens at the end of an answer: stop token, length limit?",
         answer=("The stop token is an action: it was chosen, so it is trained. An answer that "

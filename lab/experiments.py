@@ -187,4 +187,38 @@ EXPERIMENTS = {
             "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
             "once its critic is good; at equal seconds it is not, since its steps cost more."),
         seeds=3),
+    "length": Experiment(
+        "An answer may run on after its reward is decided: what makes it longer?",
+        {},
+        [("length of wrong answers (tokens)", "step", "wrong_length"),
+         ("length of right answers (tokens)", "step", "right_length"),
+         ("wrong answers longer by (tokens)", "step", "gap")],
+        base="seq-sum",
+        expected="What follows the verdict can't change the reward, so an unbiased gradient leaves "
+        "length alone, but for a random walk. seq-mean divides an answer's gradient by the "
+        "answer's own length: a wrong token costs less the longer its answer is, and a right one "
+        "earns more the shorter its answer is. So wrong answers should grow towards the limit of "
+        "48 tokens, and right ones shrink towards 3, the least there can be. seq-sum divides by a "
+        "constant, so neither should move. token-mean divides by the tokens of all 256 answers, "
+        "of which an answer's own are a small part: its bias is smaller by about that factor, so "
+        "it should do as seq-sum does.",
+        seeds=5),
+    "stale": Experiment(
+        "Answers sampled by something else than the policy: what does it cost?",
+        {},
+        [("right answers, sampled (share)", "setting", "accuracy"),
+         ("KL of the sampler to the policy (nats per answer)", "setting", "kl"),
+         ("spread of a token's log-ratio (nats)", "setting", "spread")],
+        base="fresh",
+        expected="The policy gradient is an expectation over the policy's own answers; over "
+        "another sampler's it is biased, and the more so the further that sampler is away. "
+        "bfloat16 only rounds: the log-ratio of a token should spread by about a hundredth, and "
+        "accuracy should not suffer. The older the weights, the slower the policy should learn, "
+        "and with 4 steps it should not reach what fresh answers teach. GRPO's own ratio can't "
+        "help: its old log-probs are computed anew. The sampler's log-probs in the ratio should "
+        "help, because the clip leaves out tokens that have already moved; truncated weights "
+        "should help too, and neither in full, since a token's weight leaves out the tokens before "
+        "it. At temperature 0.8 the sampler is surer than the policy that is scored: answers are "
+        "less varied, and we expect a small loss that the weights repair.",
+        seeds=5),
 }

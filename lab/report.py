@@ -66,7 +66,8 @@ def std(values: list[float]) -> float:
 def shown(values: list[float], form: str = "") -> str:
     form = form or (".2f" if mean(values) < 100 else ".0f")
     spread = f" ± {std(values):{form}}" if std(values) else ""
-    return f"{mean(values):{form}}{spread}"
+    # z: no minus before a zero.
+    return f"{mean(values):z{form}}{spread}"
 
 
 def difference(a: list[float], b: list[float]) -> tuple[float, float]:
@@ -177,13 +178,15 @@ def experiment_page(which: str, rows: list[dict], say=str) -> str:
     if e.expected:
         paragraphs.append(say("Expected, written before the runs: {}").format(say(e.expected)))
     if e.base:
-        verdicts = [f"{say(label)}: {against(ends(rows, y), e.base, say)}"
-                    for label, _, y in e.panels]
         paragraphs += [
             table_of_ends(rows, e, say),
             say("Mean ± standard deviation over {} seeds, in the last fifth of the steps. Bold: "
-                "differs from {} beyond the seeds' spread.").format(n_seeds, say(e.base)),
-            "\n".join(f"* {verdict}" for verdict in verdicts)]
+                "differs from {} beyond the seeds' spread.").format(n_seeds, say(e.base))]
+        # Of more settings the bold numbers tell more than a sentence does.
+        if len(grouped(rows, name)) <= 8:
+            verdicts = [f"{say(label)}: {against(ends(rows, y), e.base, say)}"
+                        for label, _, y in e.panels]
+            paragraphs.append("\n".join(f"* {verdict}" for verdict in verdicts))
     else:
         paragraphs += [
             table_of_humps(rows, say),

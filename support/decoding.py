@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import KVCache, Transformer, attend
+from model import KVCache, Transformer
 
 # From so many numbers on it pays to lay a matrix out as the CPU's library of matrix products
 # (oneDNN) reads it, once per rollout instead of in every product.
@@ -109,5 +109,5 @@ class Decoder:
         exchanged = qk.roll(head_dim // 2, -1)
         qk = torch.addcmul(qk * cos, exchanged, sin).to(self.dtype)
         q, k = qk.transpose(1, 2).split((n_heads, n_kv_heads), 1)               # (B, n, T, hs)
-        y = attend(q, k, v.transpose(1, 2), cache, i)                           # (B, nh, T, hs)
+        y = cache.attend(q, k, v.transpose(1, 2), i)                            # (B, nh, T, hs)
         return layer.o(y.transpose(1, 2).reshape(B, T, -1))

@@ -2,8 +2,8 @@
 
 What is held differs between the phases of a step, so the peak is that of the largest phase, not the
 sum of what is never there together. It is the peak of a step of full rows of --data, after Adam's
-first update, in several micro-batches. It counts tensors alone: Python and torch, and a GPU's
-context, come on top.
+first update, in several micro-batches. Where rows begin alike, it is less: see
+support/prefixes.py. It counts tensors alone: Python and torch, and a GPU's context, come on top.
 
 With --dtype bfloat16 weights, gradients and Adam's averages are float32 all the same: see
 support/models.py. Attention is taken to be one kernel, which never holds the T x T weights. On a

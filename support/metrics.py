@@ -54,7 +54,8 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
     """What can be said of a step's answers before the policy learns from them.
 
     kl: per token, by k3; kl_exact: per token, over the vocabulary, of a few rows; answer_kl: per
-    answer, by k1, summed over its tokens."""
+    answer, by k1, summed over its tokens. With --importance-cap also sampler_kl: of the sampler to
+    the policy, per token, by k3; capped: the share of importance weights that are above the cap."""
     tokens, mask = rollout.tokens, rollout.mask
     first = slice(0, EXACT_KL_ROWS)
     exact_kl = parallel.map_micro_batches(
@@ -67,6 +68,10 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
         "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean(),
         "response_length": mask.sum(1).float().mean(),
         "finished": rollout.finished.float().mean()}
+    if cap := getattr(config, "importance_cap", 0):
+        capped = (old_logp - rollout.logp).exp() > cap
+        means["sampler_kl"] = masked_mean(kl_k3(rollout.logp, old_logp), mask)
+        means["capped"] = masked_mean(capped.float(), mask)
     numbers = dict(zip(means, fetch(list(means.values()))))
     return {**numbers, "samples": config.samples_of(rewards),
             **environment_metrics(config, rollout)}

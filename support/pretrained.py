@@ -45,18 +45,21 @@ FAMILIES = {
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load_pretrained(path, dtype=None, device=None) -> tuple[Transformer, Tokenizer]:
+def load_pretrained(path, dtype=None, device=None,
+                    build=Transformer) -> tuple[Transformer, Tokenizer]:
     """A causal language model and its tokenizer, in eval mode. dtype=None keeps the files'.
 
-    Errors: FileNotFoundError or ValueError naming the file and the field, found and expected."""
-    return _load(Path(path), Transformer, dtype, device)
+    build: a Transformer's class. Errors: FileNotFoundError or ValueError naming the file and the
+    field, found and expected."""
+    return _load(Path(path), build, dtype, device)
 
 
-def load_scalar_model(path, dtype=None, device=None) -> tuple[ScalarModel, Tokenizer]:
+def load_scalar_model(path, dtype=None, device=None,
+                      build=Transformer) -> tuple[ScalarModel, Tokenizer]:
     """A reward model: a sequence classifier with one label and a bias-free `score` head.
 
-    Errors as `load_pretrained`."""
-    return _load(Path(path), lambda config: ScalarModel(Transformer(config)), dtype, device)
+    build: of its trunk. Errors as `load_pretrained`."""
+    return _load(Path(path), lambda config: ScalarModel(build(config)), dtype, device)
 
 
 def save_pretrained(model: Transformer | ScalarModel, tokenizer: Tokenizer, path) -> None:

@@ -16,6 +16,7 @@ from support.data import (drop_unusable, encode_examples, encode_prompt, hold_ou
                           take)
 from support.environments import load_environment, split_turns
 from support.models import copy_for_inference, numpy_rng
+from support.prefixes import PrefixTransformer
 from support.pretrained import load_pretrained, load_scalar_model
 from support.rewards import load_reward, reward_answers, read_right_answer
 from support.run import ensure_trained, find_model
@@ -108,7 +109,7 @@ def load_start(config, train_sft, run, device):
     if not start:
         start = ensure_trained(default_run("sft", config.task), train_sft, config)
     start = find_model(start, run.noted.get("model"))
-    policy, tokenizer = load_pretrained(start, torch.float32, device)
+    policy, tokenizer = load_pretrained(start, torch.float32, device, PrefixTransformer)
     run.note(model=start, data=config.data)
     return policy, tokenizer
 
@@ -116,7 +117,7 @@ def load_start(config, train_sft, run, device):
 @user_errors()
 def load_scores(role: str, path: str, tokenizer, run, device):
     """A ScalarModel that reads the policy's tokens, as --reward-model or --critic."""
-    model, its_tokenizer = load_scalar_model(path, torch.float32, device)
+    model, its_tokenizer = load_scalar_model(path, torch.float32, device, PrefixTransformer)
     if not same_tokenizer(tokenizer, its_tokenizer):
         raise UserError(f"{flag_of(role)} {path}: its tokenizer is not that of the policy, "
                         "expected the same")
@@ -133,7 +134,7 @@ def load_critic(config, policy, reward, tokenizer, run, device):
     if config.critic == "policy" or reward.model is None:
         return ScalarModel(policy)
     # It was checked and noted when it was loaded to be frozen, maybe in bfloat16.
-    critic, _ = load_scalar_model(reward.path, torch.float32, device)
+    critic, _ = load_scalar_model(reward.path, torch.float32, device, PrefixTransformer)
     return critic
 
 

@@ -222,6 +222,9 @@ CASES = [
     *[(GRPO, ["--method", "gspo", "--aggregate", average],
        "--aggregate has no effect with --method gspo")
       for average in ("token-mean", "seq-mean", "seq-sum")],
+    (GRPO, ["--method", "gspo", "--importance-cap", "2"],
+     "--importance-cap has no effect with --method gspo"),
+    (GRPO, ["--importance-cap", "-1"], "--importance-cap"),
     (GRPO, ["--no-signal", "skip"], "--no-signal: invalid choice: 'skip'"),
     (GRPO, ["--kl-estimator", "k4"], "--kl-estimator: invalid choice: 'k4'"),
     (GRPO, ["--kl-in", "both"], "--kl-in: invalid choice: 'both'"),

@@ -22,8 +22,9 @@ import training_speed
 from support.plot import save_figure
 
 DOCS = ROOT / "docs"
-# The curves.png of a run of 20 minutes on downloaded weights: of it, nothing else is kept.
-KEPT = {"words.png"}
+# The curves.png of a run of 20 minutes on downloaded weights: of it, nothing else is kept. And what
+# a browser draws: test_trace.py looks at its digests.
+KEPT = {"words.png", "trace.png", "trace.zh.png"}
 
 
 def lab(folder: Path) -> None:

@@ -24,6 +24,7 @@ from model import KVCache, ModelConfig, Transformer
 from rollout import generate, token_log_probs
 from support import parallel
 from support.decoding import Decoder
+from support.prefixes import PrefixTransformer
 from support.run import Run
 
 ROOT = Path(__file__).parent.parent
@@ -425,7 +426,7 @@ def test_a_step_s_stages_are_in_this_order(place, monkeypatch):
             references.append(self.model)
 
     monkeypatch.setattr(train_grpo, "Reference", Reference)
-    for model in (Transformer, Decoder):
+    for model in (PrefixTransformer, Decoder):
         note(model, "hidden", pass_of)
     note(train_grpo.Reward, "__call__", lambda *_: ("rewards", ()))
     note(train_grpo, "grpo_advantages", lambda *_: ("advantages", ()))

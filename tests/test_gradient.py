@@ -209,8 +209,8 @@ def test_an_estimate_is_the_gradient_of_the_project_s_loss(world, estimator):
     else:
         def answer(*_, **__):
             return None, pool.greedy[chosen]
-        advantages = methods.advantages_of(config, answer, lambda step: None, 0, rewards, old, old,
-                                           mask, 0.0)
+        advantages = methods.unweighted_advantages(config, answer, lambda step: None, 0, rewards,
+                                                   old, old, mask, 0.0)
         loss, _ = methods.policy_loss(config, KLCoefficient(config), logp, old, None, advantages,
                                       mask, count_for(mask, config.aggregate, 32))
         found = study.estimate(estimator, pool, chosen, rows, world.scores)

@@ -15,6 +15,7 @@ expectation:
 A loss is weighted by p(answer) through its advantages, in which all the losses here are linear.
 """
 import itertools
+import math
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from advantages import (
 from losses import (
     aggregate, cispo_loss, entropy, grpo_loss, gspo_loss, policy_gradient_loss, ppo_policy_loss,
     value_loss)
+from methods import importance_weights
 
 STOP, LONGEST = 2, 3
 # The 1 + 2 + 4 = 7 prefixes, and the 15 answers.
@@ -247,6 +249,57 @@ def test_an_entropy_bonus_widens_each_visited_state(world, mode):
     close(found, visited[:, None] * slope)
     whole = world.grad_of((entropies[STATE] * MASK).sum(1))
     assert mode != "seq-sum" or relative_error(found, whole) > 0.05
+
+
+def gradient_under(sampler, world, weights):
+    """-Σ_answers μ(answer) ∇loss, the loss of each token times its weight (15, 3)."""
+    advantages = (sampler.p * world.score)[:, None] * weights
+    loss, _ = policy_gradient_loss(world.logp, advantages, MASK, "seq-sum", denominator=1)
+    return -world.grad(loss)
+
+
+def test_whole_answers_weights_are_exact_and_tokens_weights_are_nearer(world):
+    """--importance-cap. Off by 0.9 to 12 of the gradient without weights, by 0.2 to 4.7 with those
+    of tokens and a cap of 2, by 0.1 to 2.5 without the cap. Their product over an answer gives the
+    gradient itself."""
+    sampler = World(7)
+    logp, sampler_logp = world.logp.detach(), sampler.logp.detach()
+    weights = importance_weights(logp, sampler_logp, MASK, math.inf)
+    whole = weights.masked_fill(~MASK, 1).prod(1, keepdim=True).expand(15, 3)
+    close(gradient_under(sampler, world, whole), world.gradient)
+    without = relative_error(gradient_under(sampler, world, torch.ones(15, 3)), world.gradient)
+    by_token = relative_error(gradient_under(sampler, world, weights), world.gradient)
+    capped = relative_error(gradient_under(sampler, world, weights.clamp(max=2)), world.gradient)
+    assert 0.1 < by_token < capped < 0.5 * without
+
+
+def test_what_weights_mend_they_pay_for_in_variance(world):
+    """Of one answer's gradient. With whole answers' weights, which are exact, it is 2.2 to 20 times
+    that with tokens' weights, and that is 1.4 to 3.4 times that with a cap of 2."""
+    sampler = World(7)
+    logp, sampler_logp = world.logp.detach(), sampler.logp.detach()
+    by_token = importance_weights(logp, sampler_logp, MASK, math.inf)
+    whole = by_token.masked_fill(~MASK, 1).prod(1, keepdim=True).expand(15, 3)
+    found = [world.variance(sampler.p, (world.score[:, None] * weights)[:, None])
+             for weights in (by_token.clamp(max=2), by_token, whole)]
+    assert 1.3 * found[0] < found[1] < found[2] / 2
+
+
+def test_a_single_token_has_the_exact_weight(world):
+    """Where answers are one token, weights without a cap give ∇J, and a cap bends it."""
+    root = torch.log_softmax(world.theta[0], 0)                             # (3,)
+    sampler_logp = torch.log_softmax(World(7).theta[0].detach(), 0)
+    mask = torch.ones(3, 1, dtype=torch.bool)
+    scores = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
+    truth = world.grad((root.exp() * scores).sum())
+    found = {}
+    for cap in (math.inf, 0.7):
+        weights = importance_weights(root.detach()[:, None], sampler_logp[:, None], mask, cap)
+        advantages = (sampler_logp.exp() * scores)[:, None] * weights
+        loss, _ = policy_gradient_loss(root[:, None], advantages, mask, "seq-sum", denominator=1)
+        found[cap] = -world.grad(loss)
+    close(found[math.inf], truth)
+    assert relative_error(found[0.7], truth) > 0.02
 
 
 # --------------------------------------------------------------- a world that answers in the middle

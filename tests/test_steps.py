@@ -9,6 +9,7 @@ where the policy still is its reference, half of the mistakes that one can make 
 """
 import copy
 import csv
+import functools
 import inspect
 import json
 import math
@@ -26,6 +27,7 @@ import train_sft
 from model import ModelConfig, ScalarModel, Transformer
 from support import metrics, parallel, plot, rl
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
+from support.prefixes import PrefixTransformer
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
 from task import task_reward
@@ -1019,7 +1021,7 @@ def test_ppo(place, tmp_path, train, case):
             for picked in chunks(order, s.minibatches):
                 # One of each model; which comes first makes no difference.
                 pair = {type(update.model): update for update in (next(updates), next(updates))}
-                update, losses, bonuses = pair[Transformer], [], []
+                update, losses, bonuses = pair[PrefixTransformer], [], []
                 for i in picked if actor_learns else ():
                     prompt, answer, _ = answers[i]
                     new = distributions(update.exact, prompt, answer, s.temperature)
@@ -1196,9 +1198,35 @@ GRPO_CASES = {
     "dapo_replaced": dict(method="dapo", kl_coef=0.3, **CLIPPED),
     "rloo_replaced": dict(method="rloo", kl_in="loss", no_signal="replace"),
     "remax_dropped": dict(method="remax", kl_in="loss", no_signal="drop"),
+    # Answers of a sampler whose log-probs are not the policy's.
+    "grpo_weighted": dict(importance_cap=1.2, kl_coef=0.3, **CLIPPED),
+    "reinforce_pp_weighted": dict(method="reinforce_pp", importance_cap=1.2, **CLIPPED),
+    "rloo_weighted": dict(method="rloo", kl_in="loss", importance_cap=1.2),
     # As PPO's cases of these names.
     "reward_model": dict(kl_coef=0.3, unfinished_score=-0.7, eval_every=None, **CLIPPED),
     "builtin_task": dict(eval_problems=6)}
+
+
+def let_the_sampler_differ(monkeypatch):
+    """As if another engine had sampled: a rollout's log-probs are off by up to 0.4."""
+    generate = parallel.generate
+
+    def differing(*arguments, **named):
+        rollout = generate(*arguments, **named)
+        off = 0.4 * torch.sin(torch.arange(rollout.logp.numel())).view(rollout.logp.shape)
+        rollout.logp = rollout.logp + off * rollout.mask
+        return rollout
+    monkeypatch.setattr(parallel, "generate", functools.wraps(generate)(differing))
+
+
+def importance_ratios(entries, scored):
+    """π / μ of each token of each answer."""
+    sampler = []
+    for generated in entries.of("generate"):
+        rollout = generated.result
+        sampler += [row[mask].tolist() for row, mask in zip(rollout.logp.double(), rollout.mask)]
+    return [[math.exp(x - y) for x, y in zip(*rows, strict=True)]
+            for rows in zip(scored.logp, sampler, strict=True)]
 
 
 def rounds_of(entries, policy, s):
@@ -1245,12 +1273,12 @@ def assert_rounds(rounds, signal, s):
 
 
 @pytest.mark.parametrize("case", GRPO_CASES)
-def test_grpo(place, tmp_path, train, case):
+def test_grpo(place, tmp_path, train, case, monkeypatch):
     given = {**GRPO, **GRPO_CASES[case]}
     given = {name: value for name, value in given.items() if value is not None}
     s = SimpleNamespace(**{
         **dict(kl_target=0, kl_horizon=0, ref_ema=0, ref_sync=0, unfinished_score=-5.0,
-               entropy_coef=0),
+               importance_cap=0, entropy_coef=0),
         **GRPO_MEANS, **MEANS[given.get("method", "grpo")], **given})
     data, reward, weight = write_prompts(tmp_path)
     start = load_pretrained(place / "sft" / "model")[0]
@@ -1258,6 +1286,8 @@ def test_grpo(place, tmp_path, train, case):
     by_model = case in ("reward_model", "builtin_task")
     words = ["--reward-model", tmp_path / "scores"] if by_model else reward
     words += [] if case == "builtin_task" else data
+    if s.importance_cap:
+        let_the_sampler_differ(monkeypatch)
     diary, rows, run = train(train_grpo, "--model", place / "sft", *words, *flags(given))
 
     policy, reference, kl_coef = start, frozen(start), s.kl_coef
@@ -1275,6 +1305,15 @@ def test_grpo(place, tmp_path, train, case):
         baselines = [worth(weight[prompt], answer) for prompt, answer, _ in greedy]
         scored = Scored(answers, policy, reference, s.temperature)
         advantages = token_advantages(s, scored, scores, baselines, kl_coef)
+        sampler = {}
+        if s.importance_cap:
+            ratios = importance_ratios(entries, scored)
+            advantages = [[min(ratio, s.importance_cap) * a for ratio, a in zip(*both, strict=True)]
+                          for both in zip(ratios, advantages, strict=True)]
+            ratios = flatten(ratios)
+            sampler = {"sampler_kl": mean([ratio - 1 - math.log(ratio) for ratio in ratios]),
+                       "capped": mean([ratio > s.importance_cap for ratio in ratios])}
+            assert min(ratios) < 0.8 and 0 < sampler["capped"] < 1
 
         # The groups that are used: where some are left out, the first that have a signal.
         groups = [range(i, i + s.group_size) for i in range(0, len(answers), s.group_size)]
@@ -1327,7 +1366,7 @@ def test_grpo(place, tmp_path, train, case):
             found = evaluation(entries, policy)
         assert_row(row, {
             "step": step + 1, "reward": mean(scores), **scored.row(), "kl_coef": kl_coef,
-            "samples": len(answers) + len(greedy), "no_signal": 1 - mean(signal),
+            **sampler, "samples": len(answers) + len(greedy), "no_signal": 1 - mean(signal),
             **{name: mean(numbers) for name, numbers in noted.items()},
             "updates": sum(norm > 0 for norm in norms), "grad_norm": mean(norms), **found,
             "skipped_updates": 0}, sum(len(answer) for _, answer, _ in answers))

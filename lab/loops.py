@@ -1,0 +1,42 @@
+"""What the worlds with a training loop of their own share."""
+from pathlib import Path
+
+import torch
+
+from lab.report import write_csv
+from losses import sft_loss
+from model import ModelConfig, Transformer
+from rollout import token_log_probs
+from support.data import pad_batch
+from support.plot import read_csv
+
+
+def imitate(draw_rows, vocab_size: int, settings: dict, steps: int, lr: float, seed: int):
+    """A new model, trained on demonstrations. -> Transformer
+
+    draw_rows(step): a batch, each row a list of ids that are alternately given and learned.
+    settings: of the model. The learning rate is that of train_sft.py."""
+    torch.manual_seed(seed)
+    policy = Transformer(ModelConfig(vocab_size, **settings))
+    optimizer = torch.optim.AdamW(policy.parameters(), lr, betas=(0.9, 0.99))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, 10 * (step + 1) / steps, 4 * (1 - step / steps))
+        tokens, mask = pad_batch(draw_rows(step), "cpu")
+        loss, _ = sft_loss(token_log_probs(policy, tokens, mask), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy
+
+
+def run_once(file: Path, run) -> list[dict]:
+    """The rows that `run` returns, kept in a csv file: a run that is there is not run again."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Written under another name first: the file is there only when it is whole.
+        part = file.with_suffix(".part")
+        write_csv(part, run())
+        part.replace(file)
+        print(f"{file.stem}: done", flush=True)
+    return read_csv(file)
