@@ -241,7 +241,7 @@ def draw_answer(axis, answer: list[dict]) -> None:
     wrong = -int(answer[0]["after_wrong"])
     if wrong < len(answer):
         axis.axvline(wrong, color="C3", alpha=0.5)
-    axis.set_xticks(place, [row["token"].replace("<|endoftext|>", "end") for row in answer],
-                    fontsize=6)
+    short = {"<think>": "<t>", "</think>": "</t>", "<|endoftext|>": "end"}
+    axis.set_xticks(place, [short.get(row["token"], row["token"]) for row in answer], fontsize=6)
     axis.set_ylim(-0.1, 1.1)
     axis.grid(alpha=0.3)
