@@ -100,8 +100,7 @@ def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) 
 
 
 def _groups(rewards, group_size):
-    """(B,) -> (B / G, G), and which groups hold one reward only (B / G, 1).
-    Groups are rollouts in order, not texts."""
+    """(B,) -> consecutive groups (B / G, G), and which of them hold one reward only (B / G, 1)."""
     if group_size < 2 or rewards.dim() != 1 or len(rewards) % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} do not divide into groups of "
                          f"{group_size} (2 or more)")

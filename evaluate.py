@@ -34,7 +34,7 @@ from support.rewards import load_reward, reward_answers
 from support.rl import read_prompts
 from support.run import digest, find_model, read_settings
 from support.tokenizer import same_tokenizer
-from task import TASKS, held_out_problems
+from task import MAX_NEW_TOKENS, TASKS, held_out_problems
 
 # Of an answer: its reward, its ids, alternately sampled and told, whether it ended by itself.
 Answer = tuple[float, list[list[int]], bool]
@@ -123,7 +123,7 @@ class Config:
     reference: str = setting("", "what KL is measured to: a run or model directory; what the run "
                              "started from, if not given")
     max_new_tokens: int | None = setting(None, "tokens of an answer, at most; the run's own, "
-                                         "else 32, if not given", low=1)
+                                         "else 32, of long sums 40, if not given", low=1)
     temperature: float | None = setting(None, "of the sampled answers; the run's own, else 1, "
                                         "if not given", low=0.01)
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
@@ -157,9 +157,10 @@ def main(argv=None) -> None:
         if run.get("algorithm") == "rm":
             raise ValueError(f"{path}: a reward model, which gives no answers; expected a policy's "
                              "run or model directory")
-        config.max_new_tokens = config.max_new_tokens or run.get("max_new_tokens", 32)
-        config.temperature = config.temperature or run.get("temperature", 1.0)
         choose_environment(config, run)
+        longest = run.get("max_new_tokens", MAX_NEW_TOKENS[config.task])
+        config.max_new_tokens = config.max_new_tokens or longest
+        config.temperature = config.temperature or run.get("temperature", 1.0)
         model, tokenizer = load_pretrained(find_model(path), torch.float32, device)
         if config.chat:
             return chat(model, tokenizer, config)
@@ -308,8 +309,8 @@ def chat(model, tokenizer, config) -> None:
     if config.environment and tokenizer.chat_template is None:
         raise ValueError("--environment speaks in messages, and this model has no chat template")
     model = Decoder(model)
-    example = "37*84=" if config.task == "products" else "17+58+23="
-    print(f"type a prompt such as {example} and Enter; an empty line ends")
+    examples = {"sums": "17+58+23=", "long_sums": "17+58+23+41=", "products": "37*84="}
+    print(f"type a prompt such as {examples[config.task]} and Enter; an empty line ends")
     while line := read_line():
         prompt = line if tokenizer.chat_template is None else [{"role": "user", "content": line}]
         ids = encode_prompt(tokenizer, prompt)

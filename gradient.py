@@ -155,10 +155,13 @@ def is_right(tokenizer, problem: dict, ids: list[int]) -> float:
     return verify_answer(problem["prompt"], tokenizer.decode(ids, skip_special=True))
 
 
-def make_pool(policy, tokenizer, problems: list[dict], n_answers: int, rng) -> Pool:
+def make_pool(policy, tokenizer, problems: list[dict], n_answers: int, rng,
+              longest: int | None = None) -> Pool:
+    """longest: tokens of an answer, LONGEST if not given."""
+    longest = longest or LONGEST
     repeated = [p["ids"] for p in problems for _ in range(n_answers)]
-    answers = sample_in_parts(policy, tokenizer, repeated, LONGEST, rng)
-    greedy = sample_in_parts(policy, tokenizer, [p["ids"] for p in problems], LONGEST, None, 0.0)
+    answers = sample_in_parts(policy, tokenizer, repeated, longest, rng)
+    greedy = sample_in_parts(policy, tokenizer, [p["ids"] for p in problems], longest, None, 0.0)
     rows, row_of = {}, []
     for i, answer in enumerate(answers):
         key = i // n_answers, tuple(answer)
@@ -228,7 +231,8 @@ def warm_up(policy, tokenizer, seed: int) -> ScalarModel:
     return critic.requires_grad_(False)
 
 
-def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng) -> torch.Tensor:
+def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng,
+                      longest: int | None = None) -> torch.Tensor:
     """V of the state before every action, as the share of right answers among n continuations of
     its prefix; each half of them on its own. (2, U, T)"""
     by_length, places = {}, {}
@@ -243,7 +247,8 @@ def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng) -> torch.Tenso
     values = torch.zeros(2, *pool.mask.shape)
     for used, keys in by_length.items():
         prompts = [[*pool.problems[p]["ids"], *ids] for p, ids in keys for _ in range(n)]
-        rest = sample_in_parts(policy, tokenizer, prompts, LONGEST - used, rng)
+        left = (longest or LONGEST) - used
+        rest = sample_in_parts(policy, tokenizer, prompts, left, rng)
         for i, (p, ids) in enumerate(keys):
             right = torch.tensor([is_right(tokenizer, pool.problems[p], [*ids, *end])
                                   for end in rest[i * n:(i + 1) * n]])

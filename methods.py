@@ -55,6 +55,7 @@ class MethodConfig(RLConfig):
         "bfloat16 or by another engine: 2, say; 0: no weights", low=0.0)
 
     def __post_init__(self):
+        super().__post_init__()
         chosen = dict(zip(COLUMNS, METHODS[self.method]))
         self.baseline = chosen.pop("baseline")
         self.loss = chosen.pop("loss")

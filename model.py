@@ -1,10 +1,9 @@
 """A decoder-only Transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
 This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3.
-Parameters carry Hugging Face's names, so that a checkpoint needs no translation. There is no
-dropout: train and eval mode compute the same function, so that the importance ratio of a fresh
-rollout is 1. There are no attention masks and no position ids: padding is on the right, where a
-causal model never looks.
+Parameters carry Hugging Face's names, so that a checkpoint needs no translation. Without dropout,
+train and eval mode compute the same function, so that the ratio of a fresh rollout is 1. Padding is
+on the right, where a causal model never looks: no attention masks and no position ids.
 
 Shapes: B rows, T tokens, C = dim, nh heads of size hs, nkv key-value heads, V vocabulary.
 """
@@ -128,8 +127,7 @@ class KVCache:
             mine[:, rows, :, :self.length] = theirs[:, source]
 
     def keep(self, rows):
-        """Go on with these rows only. They move to the front, a layer at a time: to copy the whole
-        cache would need twice the memory."""
+        """Go on with these rows only. A layer at a time, so that memory need not be doubled."""
         n, filled = len(rows), self.length
         for layer in self.data:                                                 # (2, B, nkv, S, hs)
             layer[:, :n, :, :filled] = layer[:, rows, :, :filled]

@@ -198,13 +198,14 @@ def token_log_probs(model, tokens: Tensor, mask: Tensor, temperature: float = 1.
     return logp
 
 
-def token_log_probs_and_entropies(model, tokens: Tensor, mask: Tensor,
-                                  temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The same, and the entropy of each action's distribution, detached. (B, T), (B, T)"""
+def token_log_probs_and_entropies(model, tokens: Tensor, mask: Tensor, temperature: float = 1.0,
+                                  with_gradient: bool = False) -> list[Tensor]:
+    """The same, and each action's entropy, detached unless with_gradient. (B, T), (B, T)"""
     def score(logits, actions):
-        return [gather_log_probs(logits, actions), entropy(logits.detach())]
-    logp, entropies = score_actions(score, [model], tokens, mask, temperature)
-    return logp, entropies
+        logp = gather_log_probs(logits, actions)
+        with torch.set_grad_enabled(with_gradient):
+            return [logp, entropy(logits)]
+    return score_actions(score, [model], tokens, mask, temperature)
 
 
 def score_actions(score, models, tokens, mask, temperature):

@@ -3,6 +3,7 @@
 A sum can be answered straight away, `98`, which is hard for a small model, or step by step, which
 is easy: `<think>17+58=75, 75+23=98</think>98`. A product it can't find in its head, but it may ask
 a calculator: it writes `[37*84=`, the calculator goes on with `3108]`, and then it knows: `3108`.
+Long sums are of four numbers, and few demonstrations think: at first a reward is rare.
 One prompt in eight, by a hash, is held out: it is never trained on, and used to evaluate. For a
 task of your own, change this file.
 """
@@ -16,9 +17,14 @@ from support.data import encode_prompt
 from support.models import numpy_rng
 
 # Of each task: the sign, how many numbers, and the smallest of them.
-TASKS = {"sums": ("+", 3, 1), "products": ("*", 2, 10)}
-# Of the demonstrations, those that think or ask. Greedily, the model then answers straight away.
-REASON_SHARE = {"sums": 0.4, "products": 0.1}
+TASKS = {"sums": ("+", 3, 1), "long_sums": ("+", 4, 1), "products": ("*", 2, 10)}
+# In the first part of SFT all demonstrations think or ask, then these shares of them. Greedily, the
+# model then answers straight away. What few demonstrations keep up is forgotten if they take long.
+REASON_SHARE = {"sums": 0.4, "long_sums": 0.03, "products": 0.1}
+FIRST_PART = {"sums": 0.65, "long_sums": 0.9, "products": 0.65}
+SFT_STEPS = {"sums": 1000, "long_sums": 700, "products": 200}
+# Tokens of an answer, at most: enough for one that thinks.
+MAX_NEW_TOKENS = {"sums": 32, "long_sums": 40, "products": 32}
 # A call begins with the first and ends with the second, which is a stop token where the calculator
 # is there: the model is not asked for the next token, the calculator is.
 CALL_START, CALL_END = "[", "="
@@ -71,8 +77,12 @@ def demonstration(prompt: str, reason: bool) -> list[str]:
         return [answer]
     if "*" in prompt:
         return [CALL_START + prompt, f"{answer}]", answer]
-    a, b, c = map(int, prompt[:-1].split("+"))
-    return [f"<think>{a}+{b}={a + b}, {a + b}+{c}={answer}</think>{answer}"]
+    total, *numbers = map(int, prompt[:-1].split("+"))
+    steps = []
+    for number in numbers:
+        steps.append(f"{total}+{number}={total + number}")
+        total += number
+    return [f"<think>{', '.join(steps)}</think>{answer}"]
 
 
 def verify_answer(prompt: str, completion: str) -> float:

@@ -22,7 +22,7 @@ import methods
 import train_sft
 from advantages import grpo_advantages
 from evaluate import evaluate
-from losses import count_for, grpo_loss, masked_mean
+from losses import aggregate, count_for, grpo_loss, masked_mean
 from rollout import (micro_batches, mini_batches, token_log_probs,
                      token_log_probs_and_entropies)
 from support import parallel
@@ -92,7 +92,7 @@ def main(argv=None) -> None:
                 for micro, T in micro_batches(mask, max_tokens, minibatch):
                     t, m, old, A = (x[micro, :T] for x in (tokens, mask, old_logp, advantages))
                     logp, entropies = token_log_probs_and_entropies(
-                        policy, t, m, config.temperature)
+                        policy, t, m, config.temperature, config.entropy_coef > 0)
                     old = logp.detach() if config.on_policy else old    # one update: ratio 1
                     if config.is_grpo:
                         loss, stats = grpo_loss(
@@ -101,6 +101,8 @@ def main(argv=None) -> None:
                     else:
                         loss, stats = methods.policy_loss(
                             config, kl_coef, logp, old, ref_logp[micro, :T], A, m, denominator)
+                    loss = loss - config.entropy_coef * aggregate(
+                        entropies, m, config.aggregate, denominator)
                     loss.backward()
                     stats["entropy"] = masked_mean(entropies, m)
                     averages.add(stats, m.sum() / n_tokens)

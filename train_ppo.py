@@ -7,7 +7,7 @@
 Four models: actor and critic learn, the reference and the reward model stay as they are. One epoch
 of one mini-batch is A2C: the ratio is 1, nothing is clipped.
 `diff train_ppo.py train_grpo.py` shows a critic and GAE on one side, a group's mean on the other.
-Left out: the pretraining loss of InstructGPT, an entropy bonus, a value head on the policy's trunk.
+Off by default: an entropy bonus. Left out: InstructGPT's pretraining loss, a value head on a trunk.
 """
 import math
 import time
@@ -22,7 +22,7 @@ import train_rm
 import train_sft
 from advantages import explained_variance, gae, token_rewards, whiten
 from evaluate import evaluate
-from losses import count_for, masked_mean, ppo_policy_loss, value_loss
+from losses import aggregate, count_for, masked_mean, ppo_policy_loss, value_loss
 from rollout import (micro_batches, mini_batches, token_log_probs,
                      token_log_probs_and_entropies, token_values)
 from support import parallel
@@ -108,9 +108,11 @@ def main(argv=None) -> None:
                     if step < config.critic_warmup:
                         continue
                     logp, entropies = token_log_probs_and_entropies(
-                        policy, t, m, config.temperature)
+                        policy, t, m, config.temperature, config.entropy_coef > 0)
                     loss, stats = ppo_policy_loss(logp, old, A, m, config.clip, config.clip,
                                                   denominator=denominator)
+                    loss = loss - config.entropy_coef * aggregate(
+                        entropies, m, config.aggregate, denominator)
                     loss.backward()
                     stats["entropy"] = masked_mean(entropies, m)
                     averages.add(stats, m.sum() / n_tokens)

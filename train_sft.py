@@ -27,8 +27,8 @@ from support.models import numpy_rng, pick_device
 from support.rl import load_start
 from support.run import Run
 from support.tokenizer import builtin_tokenizer
-from task import (REASON_SHARE, TASKS, demonstration, encode_problems, held_out_problems,
-                  make_problems, task_reward)
+from task import (FIRST_PART, MAX_NEW_TOKENS, REASON_SHARE, SFT_STEPS, TASKS, demonstration,
+                  encode_problems, held_out_problems, make_problems, task_reward)
 
 # 0.8 M parameters.
 SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_len=128,
@@ -38,14 +38,20 @@ SMALL = dict(dim=128, n_layers=5, n_heads=4, n_kv_heads=2, ffn_dim=256, max_seq_
 @dataclass(kw_only=True)
 class Config(RunConfig):
     algorithm: ClassVar[str] = "sft"
-    max_new_tokens: ClassVar[int] = 32              # of an answer, in evaluations
     temperature: ClassVar[float] = 1.0
     model: str = setting(
         "", "a Hugging Face or run directory to start from, or OWNER/NAME on the hub, instead of "
         "a new small model")
     task: str = setting("sums", "the built-in task; products may ask a calculator",
                         choices=tuple(TASKS))
-    steps: int | None = setting(None, "steps, of one update each; 1000, of products 200", low=1)
+    steps: int | None = setting(None, "steps, of one update each; 1000, of long sums 700, of "
+                                "products 200", low=1)
+    first_part: float | None = setting(
+        None, "share of the steps in which all demonstrations think or ask; 0.65, of long sums 0.9",
+        low=0.0, high=1.0)
+    reason_share: float | None = setting(
+        None, "of the later demonstrations, those that think or ask; 0.4, of long sums 0.03, of "
+        "products 0.1", low=0.0, high=1.0)
     batch_size: int = setting(64, "examples per step", low=1)
     lr: float = setting(2e-3, "peak learning rate; warm-up over a tenth of the steps, constant, "
                         "then linear to 0 over the last quarter", low=0.0)
@@ -54,13 +60,19 @@ class Config(RunConfig):
     save_every: int = setting(250, "steps between checkpoints; 0: only at the end", low=0)
 
     def __post_init__(self):
+        # Of an answer, in evaluations.
+        self.max_new_tokens = MAX_NEW_TOKENS[self.task]
         if self.steps is None:
-            self.steps = 200 if self.task == "products" else 1000
+            self.steps = SFT_STEPS[self.task]
+        if self.first_part is None:
+            self.first_part = FIRST_PART[self.task]
+        if self.reason_share is None:
+            self.reason_share = REASON_SHARE[self.task]
 
     def check(self, given: dict) -> None:
         """Refuse flags that have no effect."""
         if self.data:
-            refuse(given, "task", why="with --data")
+            refuse(given, "task", "first_part", "reason_share", why="with --data")
 
 
 def main(argv=None) -> None:
@@ -140,7 +152,8 @@ def load_demonstrations(config, tokenizer, context: int):
 
     def batch(step):
         rng = numpy_rng(config.seed, step, "sft prompts")
-        reason_share = 1.0 if step < 0.65 * config.steps else REASON_SHARE[config.task]
+        is_first = step < config.first_part * config.steps
+        reason_share = 1.0 if is_first else config.reason_share
         rows = []
         problems = make_problems(config.task, config.batch_size, rng)
         for problem in encode_problems(problems, tokenizer):

@@ -363,7 +363,7 @@ VALUES = [
         code=["rollout.py:sample:probs = torch.softmax", 'methods.py:METHODS:"dapo"'],
         tests=["test_rollout.py::test_sampler_follows_the_distribution",
                "test_rollout.py::test_samples_of_one_prompt_differ_from_the_first_token_on"],
-        experiment="curves",
+        experiment="hard",
         english=("By the softmax itself, kept open by temperature, groups, entropy, and a wider "
                  "upper clip. The ε-greedy choice of games would break a text with one random "
                  "token."),
@@ -479,7 +479,7 @@ VALUES = [
         code=["advantages.py:gae:delta = rewards"],
         tests=["test_derivations.py::test_e7_advantage_is_a_step_of_the_value",
                "test_derivations.py::test_e8_advantages_sum_to_the_surprise"],
-        experiment="",
+        experiment="credit",
         english=("A token is credited with the change of the expected score that it made. A "
                  "group's baseline gives every token the whole difference instead: the same "
                  "mean, more noise."),
@@ -640,13 +640,15 @@ GRADIENTS = [
         "entropy", "熵",
         equation="H(π) = −Σ_a π(a ∣ s) log π(a ∣ s)",
         code=["losses.py:entropy",
-              "rollout.py:token_log_probs_and_entropies:entropy(logits.detach())"],
+              "rollout.py:token_log_probs_and_entropies:entropy(logits)",
+              "train_ppo.py:main:config.entropy_coef *"],
         tests=["test_peers.py::test_peer[verl.entropy]",
-               "test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
+               "test_rollout.py::test_log_probs_are_those_of_the_full_logits",
+               "test_policy_gradient.py::test_an_entropy_bonus_widens_each_visited_state"],
         experiment="curves",
-        english=("How undecided the policy is. "
-                 "Measured at every action, but no script has an entropy bonus."),
-        in_chinese="策略的不确定程度；只记录，没有熵奖励。"),
+        english=("How undecided the policy is. Measured at every action. A bonus for it in the "
+                 "loss, of PPO and GRPO, is off unless `--entropy-coef` is given."),
+        in_chinese="策略的不确定程度，每个动作都记录。损失里的熵奖励（PPO 和 GRPO）默认关闭，用 `--entropy-coef` 打开。"),
     Concept(
         "whitening", "白化（优势归一化）",
         equation="(A − mean) / √(var + ε) over the batch",
@@ -1302,10 +1304,10 @@ WRONG = [
         tests=["test_runs.py::test_trouble_is_named"],
         experiment="curves",
         english=("The progress bar says so. Against it help a higher upper clip (DAPO), KL to the "
-                 "reference, a higher temperature and a lower learning rate. Not here: an entropy "
-                 "bonus."),
+                 "reference, a higher temperature, a lower learning rate and an entropy bonus "
+                 "(`--entropy-coef`)."),
         in_chinese=("熵趋于 0 时回答都一样；进度条会提示。对策：提高裁剪上界（DAPO）、对参考模型的 KL、"
-                    "提高温度、减小学习率。没有实现熵奖励。")),
+                    "提高温度、减小学习率、熵奖励（`--entropy-coef`）。")),
     Concept(
         "pass@k", "pass@k 通过率",
         equation="1 − C(n − c, k) / C(n, k)",

@@ -125,6 +125,74 @@ CHINESE = {
     "GRPO: what is averaged over what, and what that does to length":
         "GRPO：对什么求平均，对长度有什么影响",
     "DAPO: groups without signal, left out or replaced": "DAPO：无信号的组，跳过还是补上",
+    # The worlds of rare rewards and of credit.
+    "Rewards are rare: one answer in forty is right. Who learns from the few, "
+    "and how soon?":
+        "奖励很稀少：四十个回答里只有一个对。谁能从这少数几个里学到东西，"
+        "要多久？",
+    "PPO's critic: does V fall at the token where an addition goes wrong?":
+        "PPO 的价值模型：在加错的那个 token 上，V 会下降吗？",
+    "(1) The right answers are the long ones, and it is the first token that "
+    "decides. An average over each answer (GRPO, GSPO) gives a token of a right "
+    "answer an eighth of the weight of a wrong one's: these two are the slowest. "
+    "Dr. GRPO, DAPO, CISPO, REINFORCE++, RLOO, ReMax, REINFORCE, and GRPO with "
+    "a token mean, are faster. (2) Where hardly anything is right there is "
+    "hardly anything to subtract: REINFORCE is as fast as RLOO. (3) At equal "
+    "answers, the size of a group hardly matters. To replace groups without "
+    "signal takes fewer steps, but not fewer answers. (4) At temperature 1.3 "
+    "a rare token comes more often, and three additions in a row go wrong more "
+    "often: slower. (5) Four passes are faster than one. An upper clip of 0.2 "
+    "lets a probability of 0.03 grow to 0.036 in a step: with 0.28 it is faster, "
+    "and without one the fastest. (6) An entropy bonus lifts every rare token, "
+    "not just the right one: 0.01 changes nothing, 0.05 harms. (7) PPO and "
+    "A2C begin later: for two steps only the critic learns, and λ = 0.95 carries "
+    "a sixth of a reward over 35 tokens.":
+        "（1）对的回答是长的，而决定一切的是第一个 token。按回答求平均（GRPO、"
+        "GSPO）时，对的回答里每个 token 的权重只有错的回答的八分之一，"
+        "所以这两个最慢；Dr. GRPO、DAPO、CISPO、REINFORCE++、"
+        "RLOO、ReMax、REINFORCE，以及按 token "
+        "平均的 GRPO 更快。（2）几乎没有对的回答，也就几乎没有可减的基线："
+        "REINFORCE 和 RLOO 一样快。（3）回答总数相同时，"
+        "组的大小几乎没有影响。补上无信号的组，步数更少，回答数并不更少。"
+        "（4）温度 1.3 时，罕见的 token 出现得更多，但连续三次加法更容易出错："
+        "更慢。（5）每批过四遍比一遍快。裁剪上界 0.2 使 0.03 "
+        "的概率一步最多长到 0.036：0.28 更快，没有上界最快。"
+        "（6）熵奖励抬高每一个罕见的 token，不只是对的那个：0.01 "
+        "没有影响，0.05 有害。（7）PPO 和 A2C 起步晚："
+        "前两步只有价值模型在学，而且 λ = 0.95 隔着 35 "
+        "个 token 只传来六分之一的奖励。",
+    "A critic that starts as the policy's trunk with V = 0 knows little after "
+    "6 steps (correlation under 0.5) and most at the end (over 0.8). Then V "
+    "of a wrong answer falls most at the first wrong token, in at least half "
+    "of them. So PPO's advantage has a correlation with what a token really "
+    "changed, and GRPO's, one number for the whole answer, has next to none. "
+    "At equal answers PPO is then faster than GRPO once its critic is good; "
+    "at equal seconds it is not, since its steps cost more.":
+        "价值模型从策略的主干和 V = 0 开始，6 步之后所知不多（相关系数低于 "
+        "0.5），结束时大致知道（高于 0.8）。那时，错误回答的 "
+        "V 至少有一半在第一个错的 token 上降得最多。所以 PPO "
+        "的优势与一个 token 实际造成的变化相关；GRPO 的优势是整个回答共用的一个数，"
+        "几乎不相关。回答数相同时，价值模型变好之后 PPO 比 GRPO "
+        "快；时间相同时并不快，因为它每一步更贵。",
+    "mean reward of all samples (share)": "全部样本的平均奖励",
+    "answers sampled until half are right": "到一半回答正确为止采样的回答数",
+    "correlation of V with the share of right continuations": "V 与续写正确率的相关系数",
+    "wrong answers whose V falls most at the first wrong token (share)":
+        "V 在第一个错的 token 上降得最多的错误回答的比例",
+    "correlation of PPO's advantage with what a token changed":
+        "PPO 的优势与 token 实际造成的变化的相关系数",
+    "then the critic alone": "之后只训练价值模型", "1 update": "更新一次", "PPO, 2 updates": "PPO，更新两次",
+    "token mean": "按 token 平均",
+    "groups replaced": "补上无信号的组",
+    "temperature 1.3": "温度 1.3",
+    "entropy bonus 0.01": "熵奖励 0.01",
+    "entropy bonus 0.05": "熵奖励 0.05",
+    "4 passes": "过四遍",
+    "4 passes, upper clip 0.28": "过四遍，裁剪上界 0.28",
+    "4 passes, no upper clip": "过四遍，无裁剪上界",
+    "after 6 steps": "6 步之后",
+    "after 15 steps": "15 步之后",
+    "after 30 steps": "30 步之后",
     "An answer may run on after its reward is decided: what makes it longer?":
         "奖励定下之后，回答还可以继续：什么使它变长？",
     "Answers sampled by something else than the policy: what does it cost?":

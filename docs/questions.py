@@ -1422,13 +1422,13 @@ PRACTICE = [
                 "prompts."),
         follow_up=("Is falling entropy bad? No. It falls as the policy learns; near 0 early is "
                    "bad."),
-        wrong="“An entropy bonus is always needed.” No script here has one.",
+        wrong="“An entropy bonus is always needed.” In the scripts here it is off by default.",
         question_zh="什么是熵坍缩？怎样缓解？",
         answer_zh=("策略变得过于确定：回答全都一样，没有一组有信号，学习停止，即使答案是错的。办"
                    "法：放宽裁剪上界，提高温度，加对参考模型的 KL，熵奖励，降低学习率，换提示"
                    "词。"),
         follow_up_zh="熵下降是坏事吗？不是，学习时本来就会降；早早接近 0 才是问题。",
-        wrong_zh="“一定要加熵奖励。”这里没有脚本用它。",
+        wrong_zh="“一定要加熵奖励。”这里的脚本默认都不加。",
         code=["losses.py:entropy", "support/run.py:find_trouble:collapsed"],
         tests=["test_runs.py::test_trouble_is_named"],
         why="g.20",

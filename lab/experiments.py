@@ -148,6 +148,48 @@ EXPERIMENTS = {
          ("", "replaced"): DAPO},
         [NO_SIGNAL, ("samples per step", "step", "samples"), RIGHT],
         base="left out"),
+    # Worlds of their own: lab/hard.py and lab/credit.py.
+    "hard": Experiment(
+        "Rewards are rare: one answer in forty is right. Who learns from the few, and how soon?",
+        {},
+        [("mean reward of all samples (share)", "setting", "mean_reward"),
+         ("answers sampled until half are right", "setting", "half_samples"),
+         RIGHT],
+        base="GRPO",
+        expected=(
+            "(1) The right answers are the long ones, and it is the first token that decides. An "
+            "average over each answer (GRPO, GSPO) gives a token of a right answer an eighth of "
+            "the weight of a wrong one's: these two are the slowest. Dr. GRPO, DAPO, CISPO, "
+            "REINFORCE++, RLOO, ReMax, REINFORCE, and GRPO with a token mean, are faster. "
+            "(2) Where hardly anything is right there is hardly anything to subtract: REINFORCE "
+            "is as fast as RLOO. "
+            "(3) At equal answers, the size of a group hardly matters. To replace groups without "
+            "signal takes fewer steps, but not fewer answers. "
+            "(4) At temperature 1.3 a rare token comes more often, and three additions in a row "
+            "go wrong more often: slower. "
+            "(5) Four passes are faster than one. An upper clip of 0.2 lets a probability of 0.03 "
+            "grow to 0.036 in a step: with 0.28 it is faster, and without one the fastest. "
+            "(6) An entropy bonus lifts every rare token, not just the right one: 0.01 changes "
+            "nothing, 0.05 harms. "
+            "(7) PPO and A2C begin later: for two steps only the critic learns, and λ = 0.95 "
+            "carries a sixth of a reward over 35 tokens."),
+        seeds=3),
+    "credit": Experiment(
+        "PPO's critic: does V fall at the token where an addition goes wrong?",
+        {},
+        [("correlation of V with the share of right continuations", "setting", "correlation"),
+         ("wrong answers whose V falls most at the first wrong token (share)", "setting",
+          "at_wrong_value"),
+         ("correlation of PPO's advantage with what a token changed", "setting", "credit_ppo")],
+        base="after 30 steps",
+        expected=(
+            "A critic that starts as the policy's trunk with V = 0 knows little after 6 steps "
+            "(correlation under 0.5) and most at the end (over 0.8). Then V of a wrong answer "
+            "falls most at the first wrong token, in at least half of them. So PPO's advantage has "
+            "a correlation with what a token really changed, and GRPO's, one number for the "
+            "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
+            "once its critic is good; at equal seconds it is not, since its steps cost more."),
+        seeds=3),
     "length": Experiment(
         "An answer may run on after its reward is decided: what makes it longer?",
         {},

@@ -61,7 +61,7 @@ class RunConfig:
     task: typing.ClassVar[str] = "sums"
     environment: typing.ClassVar[str] = ""
     out: str = setting("", "the run directory; runs/<algorithm> if not given, and "
-                       "runs/<algorithm>_products of that task")
+                       "runs/<algorithm>_products of that task (or of another)")
     model: str = setting("", "a Hugging Face or run directory to start from, or OWNER/NAME on "
                          "the hub, instead of runs/sft")
     data: str = setting("", "a JSONL file, instead of the built-in task")

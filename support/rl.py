@@ -21,7 +21,8 @@ from support.pretrained import load_pretrained, load_scalar_model
 from support.rewards import load_reward, reward_answers, read_right_answer
 from support.run import ensure_trained, find_model
 from support.tokenizer import same_tokenizer
-from task import TASKS, encode_problems, held_out_problems, make_problems, task_reward
+from task import (MAX_NEW_TOKENS, TASKS, encode_problems, held_out_problems, make_problems,
+                  task_reward)
 
 
 @dataclass(kw_only=True)
@@ -41,11 +42,13 @@ class RLConfig(RunConfig):
         -5.0, "score of a cut-off answer, of which the reward model never saw one")
     steps: int = setting(50, "steps; each samples anew", low=1)
     prompts_per_step: int = setting(256, "different prompts per step", low=1)
-    max_new_tokens: int = setting(32, "tokens of an answer, at most", low=1)
+    max_new_tokens: int | None = setting(None, "tokens of an answer, at most; 32, of long sums 40",
+                                         low=1)
     temperature: float = setting(1.0, "of sampling, and of all log-probs", low=0.01)
     lr: float = setting(2e-4, "learning rate of the policy", low=0.0)
     epochs: int = setting(1, "passes over each step's answers", low=1)
     minibatches: int = setting(2, "updates per pass", low=1)
+    entropy_coef: float = setting(0.0, "weight of an entropy bonus in the policy's loss", low=0.0)
     kl_coef: float = setting(0.05, "β, weight of the KL penalty", low=0.0)
     kl_target: float = setting(
         0.0, "nats per answer that an adaptive β steers to; 0: β is fixed", low=0.0)
@@ -55,6 +58,10 @@ class RLConfig(RunConfig):
         low=0.0, high=1.0)
     ref_sync: int = setting(
         0, "the reference becomes a copy of the policy every N steps; 0: frozen", low=0)
+
+    def __post_init__(self):
+        if self.max_new_tokens is None:
+            self.max_new_tokens = MAX_NEW_TOKENS[self.task]
 
     def samples_of(self, rewards) -> int:
         """How many answers were sampled to get these rewards."""
@@ -75,8 +82,8 @@ class RLConfig(RunConfig):
             refuse(given, "task", why="with --data")
         elif self.environment:
             raise UserError("--environment needs --data with prompts of messages")
-        if self.task == "products" and not (self.reward or self.reward_model):
-            raise UserError("--task products has no reward model of its own: expected "
+        if self.task != "sums" and not (self.reward or self.reward_model):
+            raise UserError(f"--task {self.task} has no reward model of its own: expected "
                             "--reward verifier or --reward-model")
         if not self.environment:
             refuse(given, "max_turns", why="without --environment")
@@ -96,8 +103,8 @@ class RLConfig(RunConfig):
 
 @user_errors()
 def load_start(config, train_sft, run, device):
-    """The model to start from and its tokenizer: --model, or runs/sft (of products,
-    runs/sft_products). `run` notes what it was."""
+    """The model to start from and its tokenizer: --model, or runs/sft (of another task such as
+    products, runs/sft_products). `run` notes what it was."""
     start = config.model
     if not start:
         start = ensure_trained(default_run("sft", config.task), train_sft, config)

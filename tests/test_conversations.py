@@ -317,9 +317,9 @@ def test_the_gradient_skips_what_was_told(chat, tmp_path, monkeypatch):
     seen = {}
     inner = train_grpo.token_log_probs_and_entropies
 
-    def watched(policy, tokens, mask, temperature):
+    def watched(policy, tokens, mask, *more):
         seen.setdefault("masks", []).append((tokens, mask))
-        return inner(policy, tokens, mask, temperature)
+        return inner(policy, tokens, mask, *more)
     monkeypatch.setattr(train_grpo, "token_log_probs_and_entropies", watched)
     inner_generate = parallel.generate
 

@@ -1,6 +1,7 @@
 """The built-in task, its verifier, the tokenizer, JSONL, model directories."""
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def test_demonstrations_are_correct_in_both_styles():
             [text] = demonstration(problem["prompt"], reason)
             assert verify_answer(problem["prompt"], text) == 1 and ("<think>" in text) == reason
     assert demonstration("17+58+23=", True) == ["<think>17+58=75, 75+23=98</think>98"]
+
+
+def test_long_sums_are_demonstrated_step_by_step(tokenizer):
+    """And their answers fit where those of sums would be cut off."""
+    assert (demonstration("17+58+23+4=", True)
+            == ["<think>17+58=75, 75+23=98, 98+4=102</think>102"])
+    assert demonstration("17+58+23+4=", False) == ["102"]
+    longest = 0
+    for problem in make_problems("long_sums", 300, np.random.default_rng(0)):
+        assert re.fullmatch(r"[0-9]{1,2}(\+[0-9]{1,2}){3}=", problem["prompt"])
+        [text] = demonstration(problem["prompt"], True)
+        assert verify_answer(problem["prompt"], text) == 1
+        longest = max(longest, len(tokenizer.encode(text)) + 1)
+    assert 32 < longest <= 40
+    for script in (train_grpo, train_ppo, train_sft):
+        assert script.Config(task="long_sums").max_new_tokens == 40
+        assert script.Config().max_new_tokens == 32
+    assert train_grpo.Config(task="long_sums", max_new_tokens=7).max_new_tokens == 7
 
 
 @pytest.mark.parametrize("completion, right", [

@@ -282,6 +282,21 @@ def test_sft_learns_what_the_model_writes_and_not_what_it_is_told(tokenizer):
     assert not {tuple(p["ids"]) for p in held_out} & {tuple(row[0]) for row in early + late}
 
 
+@pytest.mark.parametrize("task, all_think, share", [
+    ("sums", 26, 0.4), ("products", 26, 0.1), ("long_sums", 36, 0.03), ("long_sums", 8, 0.5)])
+def test_few_of_the_later_demonstrations_think(tokenizer, task, all_think, share):
+    """The first of 40 steps have none that doesn't. The share is the task's, or what is given."""
+    given = {"reason_share": 0.5, "first_part": 0.2} if share == 0.5 else {}
+    config = train_sft.Config(task=task, batch_size=300, steps=40, **given)
+    batch, _ = train_sft.load_demonstrations(config, tokenizer, 128)
+    marks = {*tokenizer.encode("<think>"), *tokenizer.encode("[")}
+    shares = []
+    for step in (0, all_think - 1, all_think, 39):
+        shares.append(sum(bool(marks & {*row[1]}) for row in batch(step)) / 300)
+    assert shares[:2] == [1, 1]
+    assert all(abs(found - share) < 0.1 and 0 < found < 1 for found in shares[2:])
+
+
 def test_products_have_runs_of_their_own(place, tmp_path, monkeypatch):
     """In their own directories, from their own SFT model, which is trained first; and an evaluation
     has their problems and the calculator."""
@@ -322,6 +337,10 @@ def test_products_have_runs_of_their_own(place, tmp_path, monkeypatch):
     (train_dpo, ["--task", "products"], "unrecognized arguments: --task products"),
     (train_rm, ["--task", "products"], "unrecognized arguments: --task products"),
     (train_sft, ["--task", "products", "--data", "x.jsonl"], "--task has no effect with --data"),
+    (train_sft, ["--reason-share", "0.5", "--data", "x.jsonl"],
+     "--reason-share has no effect with --data"),
+    (train_sft, ["--first-part", "0", "--data", "x.jsonl"],
+     "--first-part has no effect with --data"),
     (train_sft, ["--task", "quotients"], "invalid choice: 'quotients'")])
 def test_where_there_is_no_calculator_it_is_refused(script, flags, message, tmp_path):
     with pytest.raises(UserError, match=message):

@@ -148,6 +148,23 @@ def test_log_probs_are_those_of_the_full_logits(model, batch):
         torch.testing.assert_close(entropies[b, t], entropy(logits[b, t - 1]))
     torch.testing.assert_close(logp, expected)
     assert (entropies[~mask] == 0).all() and not entropies.requires_grad
+
+
+@pytest.mark.parametrize("at_once", [2 ** 24, 60])
+def test_the_gradient_of_entropies_is_theirs_where_it_is_asked_for(model, batch, monkeypatch,
+                                                                   at_once):
+    """In one chunk of logits, and in several, which the backward pass computes again."""
+    monkeypatch.setattr(rollout_module, "LOGITS_AT_ONCE", at_once)
+    tokens, mask = batch
+    weight = torch.rand(mask.shape)
+    logp, entropies = token_log_probs_and_entropies(model, tokens, mask, 0.8, with_gradient=True)
+    logits = model(tokens).float() / 0.8
+    expected = entropy(logits[:, :-1])[mask[:, 1:]]
+    torch.testing.assert_close(entropies[mask], expected)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad((entropies * weight).sum(), parameters, retain_graph=True)
+    for x, y in zip(found, torch.autograd.grad((expected * weight[mask]).sum(), parameters)):
+        torch.testing.assert_close(x, y)
     assert torch.equal(token_log_probs(model, tokens, mask, 0.8), logp)
 
 

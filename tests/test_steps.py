@@ -236,7 +236,7 @@ def log_probs(model, prompt, answer, temperature=1.0):
 
 
 def entropies(distributions):
-    return -(distributions.exp() * distributions).sum(-1).detach()
+    return -(distributions.exp() * distributions).sum(-1)
 
 
 def exact_kl(distributions, reference):
@@ -959,7 +959,7 @@ PPO_CASES = {
     "builtin_task": dict(critic="policy", critic_lr=0.001, critic_warmup=0, eval_problems=6),
     "function": dict(ref_sync=2, prompts_per_step=36, minibatches=5, value_clip=0, steps=3,
                      epochs=1, critic_warmup=0),
-    "critic": dict(kl_coef=0.4, critic_lr=0.002),
+    "critic": dict(kl_coef=0.4, critic_lr=0.002, entropy_coef=0.3),
     "a2c": dict(epochs=1, minibatches=1, clip=None, value_clip=None, lr=0.02, critic_warmup=0)}
 
 
@@ -967,7 +967,8 @@ PPO_CASES = {
 def test_ppo(place, tmp_path, train, case):
     given = {name: value for name, value in {**PPO, **PPO_CASES[case]}.items() if value is not None}
     s = SimpleNamespace(**{"kl_target": 0, "kl_horizon": 0, "ref_ema": 0, "ref_sync": 0, "clip": 9,
-                           "value_clip": 0, "unfinished_score": -5.0, **given})
+                           "value_clip": 0, "unfinished_score": -5.0, "entropy_coef": 0,
+                           **given})
     data, reward, weight = write_prompts(tmp_path)
     start = load_pretrained(place / "sft" / "model")[0]
     reward_model, other = (scalar_model(place, tmp_path / f"scores{i}", i) for i in (1, 2))
@@ -1020,11 +1021,12 @@ def test_ppo(place, tmp_path, train, case):
             for picked in chunks(order, s.minibatches):
                 # One of each model; which comes first makes no difference.
                 pair = {type(update.model): update for update in (next(updates), next(updates))}
-                update, losses = pair[PrefixTransformer], []
+                update, losses, bonuses = pair[PrefixTransformer], [], []
                 for i in picked if actor_learns else ():
                     prompt, answer, _ = answers[i]
                     new = distributions(update.exact, prompt, answer, s.temperature)
                     noted["entropy"] += entropies(new).tolist()
+                    bonuses += list(entropies(new))
                     log_ratios = of_tokens(new, answer) - torch.tensor(scored.logp[i])
                     for x, advantage in zip(log_ratios, advantages[i], strict=True):
                         loss, clipped = clipped_loss(x.exp(), advantage, s.clip, s.clip)
@@ -1033,7 +1035,7 @@ def test_ppo(place, tmp_path, train, case):
                         noted["approx_kl"].append(math.exp(x.item()) - 1 - x.item())
                         clips.add((clipped, advantage > 0))
                 if actor_learns:
-                    assert_gradient(update, mean(losses))
+                    assert_gradient(update, mean(losses) - s.entropy_coef * mean(bonuses))
                 assert actor_learns or update.norm == 0
                 actor_adam.check(update, s.lr)
                 policy = update.after
@@ -1184,6 +1186,10 @@ GRPO_CASES = {
     "rloo_loss": dict(method="rloo", kl_coef=0.3, kl_in="loss", aggregate="token-mean"),
     "remax_reward": dict(method="remax", kl_coef=0.3, aggregate="seq-mean"),
     "reinforce_reward": dict(method="reinforce", kl_coef=0.3, ref_ema=0.9),
+    # An entropy bonus, in each average, and on its own where nothing else has a gradient.
+    "grpo_entropy": dict(entropy_coef=0.3, **CLIPPED),
+    "dapo_entropy": dict(method="dapo", entropy_coef=0.3, no_signal="drop", **CLIPPED),
+    "rloo_entropy": dict(method="rloo", entropy_coef=0.3),
     # Groups without a signal are left out, or others are sampled in their place.
     "grpo_dropped": dict(no_signal="drop", **OFTEN),
     "grpo_replaced": dict(no_signal="replace", kl_coef=0.3, **CLIPPED),
@@ -1272,7 +1278,7 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
     given = {name: value for name, value in given.items() if value is not None}
     s = SimpleNamespace(**{
         **dict(kl_target=0, kl_horizon=0, ref_ema=0, ref_sync=0, unfinished_score=-5.0,
-               importance_cap=0),
+               importance_cap=0, entropy_coef=0),
         **GRPO_MEANS, **MEANS[given.get("method", "grpo")], **given})
     data, reward, weight = write_prompts(tmp_path)
     start = load_pretrained(place / "sft" / "model")[0]
@@ -1327,7 +1333,7 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
             order = order.result.tolist()
             assert sorted(order) == list(range(len(used)))
             for picked in chunks([used[i] for i in order], s.minibatches):
-                update, losses, penalties = next(updates), [], []
+                update, losses, penalties, bonuses = next(updates), [], [], []
                 for i in picked:
                     prompt, answer, _ = answers[i]
                     new = distributions(update.exact, prompt, answer, s.temperature)
@@ -1338,6 +1344,7 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
                     x = logp - torch.tensor(scored.ref_logp[i])
                     penalties.append(list(ESTIMATORS[s.kl_estimator](x)))
                     noted["entropy"] += entropies(new).tolist()
+                    bonuses.append(list(entropies(new)))
                     noted["clip_fraction"] += clipped
                     for x in (logp - torch.tensor(scored.logp[i])).tolist():
                         ratio_is_1 = s.loss == "reinforce"
@@ -1346,6 +1353,7 @@ def test_grpo(place, tmp_path, train, case, monkeypatch):
                 loss = average(losses, s.aggregate, s.max_new_tokens)
                 if s.kl_in == "loss":
                     loss = loss + kl_coef * average(penalties, s.aggregate, s.max_new_tokens)
+                loss = loss - s.entropy_coef * average(bonuses, s.aggregate, s.max_new_tokens)
                 assert_gradient(update, loss)
                 adam.check(update, s.lr)
                 policy = update.after
