@@ -265,11 +265,13 @@ def shortened(command: str) -> str:
 
 
 def state(out: Path, which: str) -> None:
-    """The figure and the page of an experiment, from its csv files alone."""
+    """The figures and the page of an experiment, from its csv files alone."""
     if which == "gradient":
         gradient_page.report(out)
-    else:
-        report(out, which)
+        return
+    report(out, which)
+    if which in EXPERIMENTS and EXPERIMENTS[which].draws:
+        importlib.import_module(f"lab.{which}").draw(out)
 
 
 def print_correlation(rows: list[dict]) -> None:

@@ -182,7 +182,6 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
                              "seconds": round(seconds, 2)})
     write_csv(out / "credit_tokens.csv", tokens)
     write_csv(out / "credit_runs.csv", runs)
-    draw(out)
     return table
 
 

@@ -62,6 +62,8 @@ class Experiment:
     # reward.
     evaluate: str = ""
     seeds: int = 2
+    # Whether NAME.py has a further figure: draw(folder) makes it from csv files.
+    draws: bool = False
 
 
 RIGHT = ("right answers, sampled (share)", "setting", "sampled")
@@ -173,7 +175,8 @@ EXPERIMENTS = {
             "nothing, 0.05 harms. "
             "(7) PPO and A2C begin later: for two steps only the critic learns, and λ = 0.95 "
             "carries a sixth of a reward over 35 tokens."),
-        seeds=3),
+        seeds=3,
+        draws=True),
     "credit": Experiment(
         "PPO's critic: does V fall at the token where an addition goes wrong?",
         {},
@@ -189,7 +192,8 @@ EXPERIMENTS = {
             "a correlation with what a token really changed, and GRPO's, one number for the "
             "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
             "once its critic is good; at equal seconds it is not, since its steps cost more."),
-        seeds=3),
+        seeds=3,
+        draws=True),
     "length": Experiment(
         "An answer may run on after its reward is decided: what makes it longer?",
         {},

@@ -24,9 +24,9 @@ import evaluate
 import train_grpo
 import train_ppo
 import train_sft
-from lab.report import draw
+from lab.report import draw as draw_panels
 from model import ModelConfig, Transformer
-from support.plot import read_metrics
+from support.plot import read_csv, read_metrics
 from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 
@@ -155,9 +155,14 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
             for row in rows:
                 table.append({"line": "", "setting": setting, "seed": seed, "step": row["step"],
                               **{name: row.get(name, "") for name in COLUMNS}})
+    return table
+
+
+def draw(folder: Path) -> None:
+    """hard_curves.png, from the csv file alone."""
+    table = read_csv(folder / "hard.csv")
     panels = []
     for title, settings in CURVES.items():
         rows = [row for row in table if row["setting"] in settings]
         panels.append((rows, "right answers, sampled (share)", "step", "reward", title))
-    draw(out / "hard_curves.png", panels)
-    return table
+    draw_panels(folder / "hard_curves.png", panels)

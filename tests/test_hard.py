@@ -213,4 +213,5 @@ def test_credit_is_measured_on_the_runs_of_hard(tmp_path, monkeypatch):
     assert len(runs) == 2 * 2 * 2
     tokens = read_csv(tmp_path / "credit_tokens.csv")
     assert [row["setting"] for row in tokens[::5]] == settings
+    credit.draw(tmp_path)
     assert (tmp_path / "credit_curves.png").is_file()
