@@ -368,14 +368,14 @@ def test_the_gradient_of_every_token_is_what_the_settings_say(place, tmp_path, m
     # How many micro-batches the last step had.
     n = len(split[-1][1])
     reference = load_pretrained(place / "sft" / "model")[0]
-    masks = [m for (_, _, m, _), _ in scored[-n:]]
+    masks = [m for (_, _, m, *_), _ in scored[-n:]]
     total = {
         "token-mean": sum(m.sum() for m in masks),
         "seq-mean": sum(map(len, masks)),
         "seq-sum": sum(map(len, masks)) * 6,
     }[mode]
     used = []
-    for ((_, tokens, m, _), logp), (arguments, _) in zip(scored[-n:], losses[-n:], strict=True):
+    for ((_, tokens, m, *_), logp), (arguments, _) in zip(scored[-n:], losses[-n:], strict=True):
         A = arguments[{"grpo_loss": 3, "policy_gradient_loss": 1}.get(loss, 2)]
         used.append(A if A.dim() == 1 else (A * m).sum(1) / m.sum(1))
         x = logp.detach() - token_log_probs(reference, tokens, m).detach()
