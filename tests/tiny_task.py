@@ -77,6 +77,8 @@ def runs_of_all(evaluation: str) -> dict[str, tuple]:
         "k2": "--kl-estimator k2 --epochs 2 --ref-sync 2",
         "kl in the reward": "--method dr_grpo --kl-in reward --kl-coef 0.05 --kl-target 0.5",
         "one update": "--minibatches 1 --temperature 0.7",
+        "entropy bonus": "--entropy-coef 0.01",
+        "weighted": "--importance-cap 2",
         "grad-checkpoint": "--grad-checkpoint"}
     for name, flags in more.items():
         runs[f"grpo {name}"] = train_grpo.main, f"{groups} {flags}"
