@@ -19,17 +19,6 @@ from tiny_task import MEASURED, write_tiny_task  # noqa: E402
 # With tensors this small, two threads mostly wait for each other.
 torch.set_num_threads(1)
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_cmdline_main(config):
-    """All tests together take two processes, file by file, where pytest-xdist is installed."""
-    are_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS
-    has_xdist = config.pluginmanager.hasplugin("xdist")
-    if are_all and has_xdist and config.option.numprocesses is None:
-        config.option.numprocesses = 2
-        config.option.dist = "loadfile"
-
-
 DRAW = plot.draw_curves
 
 
