@@ -17,8 +17,8 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from advantages import grpo_advantages
+from lab.loops import imitate
 from losses import grpo_loss, sft_loss
-from model import ModelConfig, Transformer
 from rollout import generate, token_log_probs
 from support.data import pad_batch, repeat_each
 from support.metrics import token_kl
@@ -80,17 +80,13 @@ def update(policy, optimizer, loss) -> None:
 
 def train_start(seed: int):
     """The model that knows both tasks. -> it and its tokenizer"""
-    torch.manual_seed(seed)
     tokenizer = builtin_tokenizer()
-    policy = Transformer(ModelConfig(tokenizer.vocab_size, **SIZES))
-    optimizer = torch.optim.AdamW(policy.parameters(), SFT_LR, betas=(0.9, 0.99))
-    for step in range(SFT_STEPS):
+
+    def draw_rows(step):
         rng = numpy_rng(seed, step, "forgetting: both tasks")
-        warmup, decay = 10 * (step + 1) / SFT_STEPS, 4 * (1 - step / SFT_STEPS)
-        optimizer.param_groups[0]["lr"] = SFT_LR * min(1, warmup, decay)
         examples = make_examples(TRAINED, SFT_BATCH // 2, rng, tokenizer)
-        examples += make_examples(OTHER, SFT_BATCH // 2, rng, tokenizer)
-        update(policy, optimizer, imitation_loss(policy, examples))
+        return examples + make_examples(OTHER, SFT_BATCH // 2, rng, tokenizer)
+    policy = imitate(draw_rows, tokenizer.vocab_size, SIZES, SFT_STEPS, SFT_LR, seed, max_norm=1.0)
     return policy, tokenizer
 
 

@@ -1,7 +1,9 @@
 """What the worlds with a training loop of their own share."""
+import math
 from pathlib import Path
 
 import torch
+from torch.nn.utils import clip_grad_norm_
 
 from lab.report import write_csv
 from losses import sft_loss
@@ -11,11 +13,12 @@ from support.data import pad_batch
 from support.plot import read_csv
 
 
-def imitate(draw_rows, vocab_size: int, settings: dict, steps: int, lr: float, seed: int):
+def imitate(draw_rows, vocab_size: int, settings: dict, steps: int, lr: float, seed: int,
+            max_norm: float = math.inf):
     """A new model, trained on demonstrations. -> Transformer
 
     draw_rows(step): a batch, each row a list of ids that are alternately given and learned.
-    settings: of the model. The learning rate is that of train_sft.py."""
+    settings: of the model; max_norm: of a gradient. The learning rate is that of train_sft.py."""
     torch.manual_seed(seed)
     policy = Transformer(ModelConfig(vocab_size, **settings))
     optimizer = torch.optim.AdamW(policy.parameters(), lr, betas=(0.9, 0.99))
@@ -26,6 +29,7 @@ def imitate(draw_rows, vocab_size: int, settings: dict, steps: int, lr: float, s
         loss, _ = sft_loss(token_log_probs(policy, tokens, mask), mask)
         optimizer.zero_grad()
         loss.backward()
+        clip_grad_norm_(policy.parameters(), max_norm)
         optimizer.step()
     return policy
 
