@@ -17,6 +17,7 @@ import json
 import re
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -102,7 +103,9 @@ def train(path: Path, command: str, model: Path) -> Path:
     if result.is_file():
         return path
     script, *flags = command.split()
-    SCRIPTS[script]([*flags, "--model", str(model), "--out", str(path), "--overwrite"])
+    # Others may use the machine: a step's seconds are those of this process.
+    with mock.patch.object(time, "perf_counter", time.process_time):
+        SCRIPTS[script]([*flags, "--model", str(model), "--out", str(path), "--overwrite"])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         evaluate.main([str(path), "--problems", "128", "--json"])
@@ -113,15 +116,14 @@ def train(path: Path, command: str, model: Path) -> Path:
 def start_model(out: Path, seed: int) -> Path:
     """The seed's SFT model."""
     base = out / "runs" / "hard_base"
-    if not base.is_dir():
+    # A folder is there before its run has ended.
+    if not Path(f"{base}.json").is_file():
         train(base, BASE, write(out / "runs"))
     return train(out / "runs" / f"hard_sft-{seed}", f"{SFT} --seed {seed}", base)
 
 
 def run_setting(out: Path, setting: str, steps: int, seed: int) -> Path:
     """The run directory of a setting, trained from its seed's SFT model."""
-    # Others may use the machine: a step's seconds are those of this process.
-    time.perf_counter = time.process_time
     (out / "runs").mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^\w.]+", "_", setting)
     return train(out / "runs" / f"hard_{name}_{steps}-{seed}",
