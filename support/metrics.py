@@ -68,8 +68,8 @@ def rollout_metrics(config, rollout: Rollout, rewards: torch.Tensor, old_logp: t
         "answer_kl": kl_k1(old_logp, ref_logp).sum(1).mean(),
         "response_length": mask.sum(1).float().mean(),
         "finished": rollout.finished.float().mean()}
-    if cap := getattr(config, "importance_cap", 0):
-        capped = (old_logp - rollout.logp).exp() > cap
+    if config.importance_cap:
+        capped = (old_logp - rollout.logp).exp() > config.importance_cap
         means["sampler_kl"] = masked_mean(kl_k3(rollout.logp, old_logp), mask)
         means["capped"] = masked_mean(capped.float(), mask)
     numbers = dict(zip(means, fetch(list(means.values()))))

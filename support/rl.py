@@ -30,6 +30,7 @@ class RLConfig(RunConfig):
     """The settings of PPO and GRPO alike."""
     kl_in: ClassVar[str] = "reward"                 # as PPO has it
     aggregate: ClassVar[str] = "token-mean"
+    importance_cap: ClassVar[float] = 0.0
     task: str = setting("sums", "the built-in task; products may ask a calculator",
                         choices=tuple(TASKS))
     environment: str = setting(
