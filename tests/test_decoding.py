@@ -18,15 +18,19 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request):
+def random_model(family: str, max_seq_len: int, build=Transformer):
     """A model whose every weight, norms and biases too, is a random number."""
     torch.manual_seed(0)
-    model = Transformer(ModelConfig(vocab_size=40, dim=32, n_layers=3, n_heads=4, ffn_dim=48,
-                                    max_seq_len=64, **FAMILIES[request.param]))
+    model = build(ModelConfig(vocab_size=40, dim=32, n_layers=3, n_heads=4, ffn_dim=48,
+                              max_seq_len=max_seq_len, **FAMILIES[family]))
     for p in model.parameters():
         p.data += 0.2 * torch.randn_like(p)
     return model
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    return random_model(request.param, 64)
 
 
 def answers(model, micro_batch_tokens=8192):

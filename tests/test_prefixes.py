@@ -8,7 +8,7 @@ from model import ModelConfig, ScalarModel, Transformer
 from rollout import micro_batches, sequence_scores, token_log_probs, token_values
 from support import prefixes
 from support.prefixes import PrefixTransformer, PrefixTree
-from test_decoding import FAMILIES
+from test_decoding import FAMILIES, random_model
 
 # The drawing in prefixes.py, its rows in another order and one of them twice.
 A, B, C, D, E, F, G, H = range(8)
@@ -17,13 +17,7 @@ DRAWN = torch.tensor([[A, B, C, F, H], [A, B, C, D, E], [A, B, C, F, G], [A, B, 
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
-    """A model whose every weight, norms and biases too, is a random number."""
-    torch.manual_seed(0)
-    model = PrefixTransformer(ModelConfig(vocab_size=40, dim=32, n_layers=3, n_heads=4, ffn_dim=48,
-                                          max_seq_len=32, **FAMILIES[request.param]))
-    for p in model.parameters():
-        p.data += 0.2 * torch.randn_like(p)
-    return model
+    return random_model(request.param, 32, PrefixTransformer)
 
 
 @pytest.fixture
