@@ -3,7 +3,6 @@ Chromium and takes a picture of what it shows. After a change of the page or its
 """
 import hashlib
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -11,8 +10,11 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 DOCS = Path(__file__).resolve().parent
+sys.path.append(str(DOCS.parent / "tests"))
+
+from browser import BROWSER, BROWSERS, browse  # noqa: E402
+
 PICTURES = {"en": DOCS / "trace.png", "zh": DOCS / "trace.zh.png"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH, HEIGHT = 1120, 1040
 # The page in a frame that is scrolled to its second heading, and a number that is pointed at: that
 # of the token which decided the last answer.
@@ -38,19 +40,16 @@ def digest() -> str:
 
 
 def draw(language: str, file: Path) -> None:
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
+    if BROWSER is None:
         sys.exit(f"trace_picture.py: error: found none of {', '.join(BROWSERS)}")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         shutil.copy(DOCS / "trace.html", folder)
         (folder / "frame.html").write_text(FRAME % (WIDTH, HEIGHT, language), encoding="utf-8")
-        subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-             "--allow-file-access-from-files", "--blink-settings=preferredColorScheme=1",
-             f"--window-size={WIDTH},{HEIGHT}", "--virtual-time-budget=2000",
-             f"--screenshot={folder / 'picture.png'}", (folder / "frame.html").as_uri()],
-            check=True, capture_output=True, timeout=120)
+        browse(folder, "--hide-scrollbars", "--allow-file-access-from-files",
+               "--blink-settings=preferredColorScheme=1", f"--window-size={WIDTH},{HEIGHT}",
+               "--virtual-time-budget=2000", f"--screenshot={folder / 'picture.png'}",
+               (folder / "frame.html").as_uri())
         picture = Image.open(folder / "picture.png").convert("RGB")
     # 96 colours are enough, at a third of the size.
     noted = PngImagePlugin.PngInfo()

@@ -5,8 +5,6 @@ import functools
 import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,25 +13,15 @@ import torch
 
 import advantages
 import losses
+from browser import browse, needs_browser
 from methods import COLUMNS, METHODS
 from test_readme import anchors
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "play.html").read_text(encoding="utf-8")
 TEXT = json.loads(re.search(r'id="text">(.*?)</script>', PAGE, re.S)[1])
-BROWSER = next(filter(None, map(shutil.which, (
-    "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is there")
 f64 = torch.float64
 LANGUAGES = ["en", "zh"]
-
-
-def browse(folder, *arguments) -> str:
-    """What a browser without a window prints."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu",
-               f"--user-data-dir={folder / 'profile'}", *arguments]
-    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-    return done.stdout.decode("utf-8")
 
 
 def in_page(folder, script: str, given=None):

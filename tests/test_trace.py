@@ -1,13 +1,12 @@
 """trace.py: the numbers of its page are those of the formulas, computed here again without the
 project's functions; and a browser shows these numbers and these formulas."""
 import copy
+import html
 import json
 import math
 import re
 import runpy
-import shutil
 import statistics
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ import gradient
 import support.rl
 import trace as tracing
 import train_sft
+from browser import browse, needs_browser
 from model import ModelConfig, Transformer
 from support import trace_group, trace_page
 from support.cli import UserError
@@ -25,8 +25,6 @@ from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 
 PAGE = Path(__file__).parent.parent / "docs" / "trace.html"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-               None)
 QUANTITIES = {q.key: q for step in trace_page.STEPS for q in step[-1]}
 ANSWERS = ["3", "4", "<think>2</think>3", "<think>3</think>4"]
 
@@ -311,16 +309,13 @@ document.body.append(element("pre", "result", JSON.stringify(result)));
 
 
 def open_page(file, width: int) -> dict:
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
-               "--virtual-time-budget=1000", "--dump-dom", file.as_uri()]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    dom = browse(file.parent, f"--window-size={width},900", "--virtual-time-budget=1000",
+                 "--dump-dom", file.as_uri())
     text = re.search(r'<pre class="result">(.*?)</pre>', dom, re.S)[1]
-    for name, sign in {"&lt;": "<", "&gt;": ">", "&nbsp;": " ", "&amp;": "&"}.items():
-        text = text.replace(name, sign)
-    return json.loads(text)
+    return json.loads(html.unescape(text))
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium")
+@needs_browser
 def test_a_browser_shows_the_numbers_and_their_formulas(traced, tmp_path):
     file, data, _ = traced
     copied = tmp_path / "page.html"
