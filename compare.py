@@ -68,47 +68,20 @@ def run_path(out: Path, command: str, seed: int) -> Path:
     return out / "runs" / f"{stem}-{seed}"
 
 
-def placeholders(text: str) -> list[str]:
-    """The names that stand in braces."""
-    return re.findall(r"{(\w+)}", text)
-
-
-def needed_by(e: Experiment, command: str) -> list[str]:
+def needed_by(command: str) -> list[str]:
     """The commands that must have run before."""
-    if command == e.start:
+    if command == SFT:
         return []
-    return [e.start, *(e.needs[name] for name in placeholders(command) if name in e.needs)]
+    return [SFT, RM] if "{rm}" in command else [SFT]
 
 
-def filled_in(out: Path, e: Experiment, text: str, seed: int) -> list[str]:
-    """The words of a command, or of flags, with paths in the place of names in braces."""
-    paths = {"lab": ROOT / "lab"}
-    for name in placeholders(text):
-        if name in e.needs:
-            paths[name] = run_path(out, e.needs[name], seed)
-        elif name != "lab":
-            paths[name] = out / "data" / name
-    return [word.format(**paths) for word in text.split()]
-
-
-def write_data(out: Path, e: Experiment) -> None:
-    """The data of the worlds that the commands name, where they are not there yet."""
-    names = placeholders(" ".join([*e.runs.values(), e.start, e.evaluate]))
-    for name in sorted({*names} - {"lab", *e.needs}):
-        folder = out / "data" / name
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            importlib.import_module(f"lab.{name}").write(folder)
-
-
-def run(out: Path, e: Experiment, command: str, seed: int, threads: int, needed: list,
-        running: set) -> float:
+def run(out: Path, command: str, seed: int, threads: int, needed: list, running: set) -> float:
     """Train and evaluate one model, in processes of their own, once what it starts from is there.
 
     -> seconds"""
     for future in needed:
         future.result()
-    path, start = run_path(out, command, seed), run_path(out, e.start, seed)
+    path, sft, rm = (run_path(out, c, seed) for c in (command, SFT, RM))
 
     def execute(log, file, *arguments) -> tuple[str, float]:
         """-> what it printed, and its processor time in seconds, whatever else the machine does"""
@@ -127,15 +100,14 @@ def run(out: Path, e: Experiment, command: str, seed: int, threads: int, needed:
 
     begun = time.perf_counter()
     with open(f"{path}.log", "w+", encoding="utf-8") as log:
-        file, *flags = filled_in(out, e, command, seed)
-        if command != e.start:
-            flags += ["--model", start]
+        file, *flags = (word.format(rm=rm) for word in command.split())
+        if command != SFT:
+            flags += ["--model", sft]
         printed, seconds = execute(log, file, *flags, "--seed", seed, "--out", path, "--overwrite")
         log.write(printed)
         found = {"seconds": seconds}
-        if file != RM:
-            flags = filled_in(out, e, e.evaluate, seed) if command == e.start else []
-            printed, _ = execute(log, "evaluate.py", path, "--reference", start, "--json", *flags)
+        if command != RM:
+            printed, _ = execute(log, "evaluate.py", path, "--reference", sft, "--json")
             found |= json.loads(printed)
             found["kl_to_sft"] = found.pop("kl")
     # Written under another name first: the .json is there only when the run is finished.
@@ -144,20 +116,17 @@ def run(out: Path, e: Experiment, command: str, seed: int, threads: int, needed:
     return time.perf_counter() - begun
 
 
-def run_all(out: Path, e: Experiment, seeds: int, jobs: int) -> None:
-    """Every command with every seed, `jobs` at a time, what others start from first. The first that
-    fails ends the others."""
-    commands = list(dict.fromkeys(e.runs.values()))
-    first = [e.start]
-    for command in commands:
-        first += [c for c in needed_by(e, command) if c not in first]
-    rest = [c for c in commands if c not in first]
+def run_all(out: Path, commands: list[str], seeds: int, jobs: int) -> None:
+    """Every command with every seed, `jobs` at a time, SFT models first. The first that fails ends
+    the others."""
+    needs_rm = RM in commands or any("{rm}" in c for c in commands)
+    first = [SFT, RM] if needs_rm else [SFT]
+    rest = [c for c in dict.fromkeys(commands) if c not in first]
     order = [(c, seed) for c in first for seed in range(seeds)]
     order += [(c, seed) for seed in range(seeds) for c in rest]
     todo = [(c, seed) for c, seed in order if not Path(f"{run_path(out, c, seed)}.json").is_file()]
     print(f"{len(order)} runs, {len(order) - len(todo)} of them there already", flush=True)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    write_data(out, e)
     begun = time.perf_counter()
     cores = os.cpu_count() or 1
     futures, running = {}, set()
@@ -165,10 +134,10 @@ def run_all(out: Path, e: Experiment, seeds: int, jobs: int) -> None:
         try:
             # A run waits only for runs before it: the pool can't block itself.
             for c, seed in todo:
-                needed = [futures[n, seed] for n in needed_by(e, c) if (n, seed) in futures]
+                needed = [futures[n, seed] for n in needed_by(c) if (n, seed) in futures]
                 # The only SFT model gets all cores: all else waits for it.
-                threads = cores if c == e.start and seeds == 1 else max(1, cores // jobs)
-                futures[c, seed] = pool.submit(run, out, e, c, seed, threads, needed, running)
+                threads = cores if c == SFT and seeds == 1 else max(1, cores // jobs)
+                futures[c, seed] = pool.submit(run, out, c, seed, threads, needed, running)
             names = {future: run_path(out, *job).name for job, future in futures.items()}
             for n, future in enumerate(as_completed(names), 1):
                 seconds = future.result()
@@ -190,25 +159,21 @@ def number(value) -> str:
     return "" if value == "" else f"{float(value):.5g}"
 
 
-def history(out: Path, e: Experiment, command: str, seed: int) -> list[dict]:
-    """The rows of metrics.csv; before them the model it starts from, as step 0; in the last what
-    evaluate.py found."""
-    path, start = run_path(out, command, seed), run_path(out, e.start, seed)
+def history(out: Path, command: str, seed: int) -> list[dict]:
+    """The rows of metrics.csv; before them the SFT model it starts from, as step 0; in the last
+    what evaluate.py found."""
+    path = run_path(out, command, seed)
     rows = read_metrics(path)
     rows[-1] |= json.loads(Path(f"{path}.json").read_text())
-    last = read_metrics(start)[-1]
-    # SFT on data without a reward has no accuracy of its own: evaluate.py's.
-    found = json.loads(Path(f"{start}.json").read_text())
+    start = read_metrics(run_path(out, SFT, seed))[-1]
     before = {"step": "0", "answer_kl": 0,
-              "eval_greedy": last.get("eval_greedy") or found["greedy"],
-              "eval_sampled": last.get("eval_sampled") or found["sampled"]}
+              "eval_greedy": start["eval_greedy"], "eval_sampled": start["eval_sampled"]}
     return [before, *rows]
 
 
-def result(out: Path, e: Experiment, method: str, seed: int) -> dict:
+def result(out: Path, method: str, command: str, seed: int) -> dict:
     """A row of results.csv."""
-    command = e.runs["", method]
-    _, *rows = history(out, e, command, seed)
+    _, *rows = history(out, command, seed)
     config = json.loads((run_path(out, command, seed) / "config.json").read_text())
     sampled = sum(float(row.get("samples", 0)) for row in rows)
     row = rows[-1] | {
@@ -226,13 +191,13 @@ def result(out: Path, e: Experiment, method: str, seed: int) -> dict:
     return {"method": method, "seed": seed, **numbers}
 
 
-def curves(out: Path, e: Experiment, runs: dict, seeds: int, columns: list[str]) -> list[dict]:
+def curves(out: Path, runs: dict, seeds: int, columns: list[str]) -> list[dict]:
     """A row for each step of each run, with these columns, if any but the KL was measured at that
     step."""
     rows = []
     for (line, at), command in runs.items():
         for seed in range(seeds):
-            for row in history(out, e, command, seed):
+            for row in history(out, command, seed):
                 numbers = {c: number(row.get(c, "")) for c in columns}
                 if any(numbers[c] for c in columns if c != "answer_kl"):
                     rows.append({"line": line, "setting": at, "seed": seed, "step": row["step"],
@@ -249,7 +214,7 @@ def run_gradient(out: Path, config: Config) -> None:
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
     # It needs torch: nothing else here does.
     import gradient
-    run_all(out, Experiment("", {("", "halfway"): HALFWAY}, []), 1, config.jobs)
+    run_all(out, [HALFWAY], 1, config.jobs)
     models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
               gradient_page.HALFWAY: run_path(out, HALFWAY, 0) / "model"}
     gradient.run(out, models, config.quick)
@@ -316,18 +281,19 @@ def main(argv=None) -> None:
         return
     if config.quick:
         e = replace(e, runs={key: shortened(command) for key, command in e.runs.items()})
-    run_all(out, e, seeds, config.jobs)
+    run_all(out, list(e.runs.values()), seeds, config.jobs)
     if e.panels:
         drawn = [c for _, x, y in e.panels for c in (x, y)]
         columns = [c for c in dict.fromkeys(drawn) if c not in ("step", "setting")]
-        write_csv(out / f"{which}.csv", curves(out, e, e.runs, seeds, columns))
+        write_csv(out / f"{which}.csv", curves(out, e.runs, seeds, columns))
     else:
-        rows = [result(out, e, method, seed) for _, method in e.runs for seed in range(seeds)]
+        rows = [result(out, method, command, seed)
+                for (_, method), command in e.runs.items() for seed in range(seeds)]
         write_csv(out / "results.csv", rows)
         drawn = {key: command for key, command in e.runs.items()
                  if key[1] == "GRPO" or key[1].startswith("PPO")}
         columns = ["reward", "response_length", "eval_greedy", "eval_sampled"]
-        write_csv(out / "curves.csv", curves(out, e, drawn, seeds, columns))
+        write_csv(out / "curves.csv", curves(out, drawn, seeds, columns))
         if config.quick:
             print_correlation(rows)
     state(out, which)

@@ -1,11 +1,10 @@
 """What the lab runs: the table of methods, and experiments that turn one setting.
 
-A command may hold {rm}, the seed's reward model; {lab}, this folder; and {NAME}, the folder of data
-that NAME.py beside this file has written, by its function write(folder). An experiment without runs
-has a training loop of its own: its csv file is what run(out, seeds, quick) of NAME.py returns, with
-a row for each step of each run, {line, setting, seed, step, ...}.
+A command may hold {rm}, the seed's reward model. An experiment without runs has a training loop of
+its own: its csv file is what run(out, seeds, quick) of NAME.py returns, with a row for each step of
+each run, {line, setting, seed, step, ...}.
 """
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SFT, RM, DPO, GRPO = "train_sft.py", "train_rm.py", "train_dpo.py", "train_grpo.py"
 DR_GRPO, DAPO = f"{GRPO} --method dr_grpo", f"{GRPO} --method dapo"
@@ -53,14 +52,6 @@ class Experiment:
     base: str = ""
     # What theory says will happen, and why: written before the runs.
     expected: str = ""
-    # The command that trains what all runs start from.
-    start: str = SFT
-    # Names that may stand in braces in a command -> what is trained first for each seed, from that
-    # start.
-    needs: dict[str, str] = field(default_factory=lambda: {"rm": RM})
-    # Further flags of evaluate.py for that model, whose own run has no reward: a world's data and
-    # reward.
-    evaluate: str = ""
     seeds: int = 2
     # Whether NAME.py has a further figure: draw(folder) makes it from csv files.
     draws: bool = False

@@ -30,7 +30,7 @@ import torch
 import compare
 from advantages import rloo_advantages
 from evaluate import answer
-from lab.experiments import RM, SFT, Experiment
+from lab.experiments import RM, SFT
 from losses import ppo_policy_loss, reward_model_loss
 from model import ScalarModel
 from rollout import generate, sequence_scores, token_log_probs
@@ -229,8 +229,7 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
     """The rows of reward_models.csv: of best of n, where `step` is n, and of the policy gradient.
 
     SFT models and pairs are those of the table's runs in `out`."""
-    pairs = Experiment("", {("", "reward model"): RM}, [])
-    compare.run_all(out, pairs, seeds, jobs=os.cpu_count() or 1)
+    compare.run_all(out, [RM], seeds, jobs=os.cpu_count() or 1)
     rows = []
     for seed in range(seeds):
         sft, rm = (compare.run_path(out, command, seed) for command in (SFT, RM))

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import compare
-import evaluate
 import train_dpo
 import train_grpo
 import train_ppo
@@ -37,9 +36,9 @@ SCRIPTS = {
     f"{module.__name__}.py": module
     for module in (train_sft, train_rm, train_dpo, train_grpo, train_ppo)}
 STUDIES = [compare.TABLE, *EXPERIMENTS.values()]
-COMMANDS = {c for e in STUDIES for c in (e.start, *e.needs.values(), *e.runs.values())}
+COMMANDS = {SFT, RM, *(c for e in STUDIES for c in e.runs.values())}
 # Of made-up runs.
-SHARED = [which for which, e in EXPERIMENTS.items() if e.runs and e.start == SFT]
+SHARED = [which for which, e in EXPERIMENTS.items() if e.runs]
 
 
 def rows(run, **numbers):
@@ -70,7 +69,7 @@ def lab(tmp_path, monkeypatch):
     .numbers: (command, seed) -> numbers"""
     ran = []
 
-    def run(out, e, command, seed, threads, needed, running):
+    def run(out, command, seed, threads, needed, running):
         for future in needed:
             future.result()
         time.sleep({SFT: 0.1, RM: 0.05}.get(command, 0) if seed == 0 else 0)
@@ -98,8 +97,6 @@ def test_every_command_is_one_of_its_script():
     for command in COMMANDS:
         file, *flags = command.split()
         parse(SCRIPTS[file].Config, "", flags)
-    for e in STUDIES:
-        parse(evaluate.Config, "", e.evaluate.split())
     assert len({compare.run_path(compare.Path(), c, 0) for c in COMMANDS}) == len(COMMANDS)
 
 
@@ -285,8 +282,7 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
     with pytest.raises(UserError, match=(
             "grpo_method_dapo-0 failed, see .*grpo_method_dapo-0.log: "
             "train_grpo.py: error: out of luck")) as failed:
-        compare.run_all(tmp_path, Experiment("", {("", c): c for c in (PPO_RM, GRPO, DAPO)}, []),
-                        1, 1)
+        compare.run_all(tmp_path, [PPO_RM, GRPO, DAPO], 1, 1)
     assert failed.value.status == 1 and "\n" not in str(failed.value)
     runs = tmp_path / "runs"
     assert sorted(p.name for p in runs.glob("*.json")) == [
@@ -298,40 +294,6 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
         and 0 < found["seconds"] < 60
         and "sampled" not in json.loads((runs / "rm-0.json").read_text()))
     assert "4/5  grpo-0: 0 s; about 0 min left" in capsys.readouterr().out
-
-
-def test_a_world_has_its_own_start_data_and_needs(tmp_path, monkeypatch):
-    """The start and what is needed are trained first, from the world's data; names in braces become
-    paths."""
-    (tmp_path / "fake" / "lab").mkdir(parents=True)
-    for file in SCRIPTS:
-        (tmp_path / "fake" / file).write_text("import sys; print(*sys.argv[1:])")
-    (tmp_path / "fake" / "evaluate.py").write_text(
-        "import sys; print(*sys.argv[2:], file=sys.stderr); print('{\"kl\": 0.5}')")
-    monkeypatch.setattr(compare, "ROOT", tmp_path / "fake")
-    written = []
-    world = SimpleNamespace(write=lambda folder: written.append(folder))
-    monkeypatch.setitem(sys.modules, "lab.island", world)
-    start = "train_sft.py --data {island}/sft.jsonl"
-    e = Experiment("", {("", "a"): "train_ppo.py --data {island}/x.jsonl --reward {lab}/i.py:f "
-                                   "--critic {small}"}, [],
-                   start=start, needs={"small": "train_rm.py --pairs 8"},
-                   evaluate="--data {island}/x.jsonl")
-    for _ in range(2):
-        compare.run_all(tmp_path, e, 1, 1)
-    data, runs = tmp_path / "data" / "island", tmp_path / "runs"
-    assert written == [data]
-    sft = runs / "sft_data_island_sft.jsonl-0"
-    logs = {log.name: log.read_text().split() for log in runs.glob("*.log")}
-    assert logs[f"{sft.name}.log"] == [
-        "--reference", str(sft), "--json", "--data", f"{data}/x.jsonl",
-        "--data", f"{data}/sft.jsonl", "--seed", "0", "--out", str(sft), "--overwrite"]
-    rm = runs / "rm_pairs_8-0"
-    assert logs[f"{rm.name}.log"] == ["--pairs", "8", "--model", str(sft), "--seed", "0",
-                                      "--out", str(rm), "--overwrite"]
-    [ppo] = [log for name, log in logs.items() if name.startswith("ppo")]
-    assert ppo[3:11] == ["--data", f"{data}/x.jsonl", "--reward", f"{tmp_path}/fake/lab/i.py:f",
-                         "--critic", str(rm), "--model", str(sft)]
 
 
 def test_a_world_with_a_loop_of_its_own(tmp_path, monkeypatch):

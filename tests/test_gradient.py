@@ -14,7 +14,6 @@ import compare
 import gradient as study
 import methods
 from advantages import gae, token_rewards, whiten
-from lab.experiments import Experiment
 from losses import count_for, ppo_policy_loss
 from model import ModelConfig, Transformer
 from rollout import token_log_probs
@@ -362,7 +361,7 @@ def test_the_command_trains_two_policies_of_one_seed_first(tmp_path, monkeypatch
     compare.main(["gradient", "--quick", "--out", str(tmp_path), "--jobs", "1"])
     runs = tmp_path / "runs"
     assert done == [
-        (tmp_path, Experiment("", {("", "halfway"): "train_grpo.py --steps 25"}, []), 1, 1),
+        (tmp_path, ["train_grpo.py --steps 25"], 1, 1),
         (tmp_path, {gradient_page.SFT: runs / "sft-0" / "model",
                     gradient_page.HALFWAY: runs / "grpo_steps_25-0" / "model"}, True),
         (tmp_path,)]
