@@ -52,7 +52,7 @@ class Experiment:
     base: str = ""
     # What theory says will happen, and why: written before the runs.
     expected: str = ""
-    seeds: int = 2
+    seeds: int = 3
     # Whether NAME.py has a further figure: draw(folder) makes it from csv files.
     draws: bool = False
 
@@ -79,7 +79,13 @@ EXPERIMENTS = {
          ("", "β = 0.02"): f"{PPO_RM} --kl-coef 0.02",
          ("", "β = 0.05"): PPO_RM},
         [("right answers, greedy (share)", "answer_kl", "eval_greedy"),
-         ("the reward model's score", "answer_kl", "reward")]),
+         ("the reward model's score", "answer_kl", "reward")],
+        expected=(
+            "The reward model has seen answers of the SFT model only: the further the policy "
+            "moves away, the less its score says. Without a penalty the score should rise to the "
+            "end, and accuracy rise and then fall (Gao et al. 2022). A larger β should end nearer "
+            "to the best accuracy, at a lower score."),
+        seeds=5),
     "group_size": Experiment(
         "GRPO, 256 samples per step: many prompts, or many answers to each?",
         {("", "G = 2"): f"{GRPO} --prompts-per-step 128 --group-size 2",
@@ -89,7 +95,12 @@ EXPERIMENTS = {
          ("", "G = 32"): f"{GRPO} --prompts-per-step 8 --group-size 32",
          ("", "G = 64"): f"{GRPO} --prompts-per-step 4 --group-size 64"},
         [RIGHT, NO_SIGNAL],
-        base="G = 8"),
+        base="G = 8",
+        expected=(
+            "At equal samples a larger group has a mean with less noise of its own and is less "
+            "often all right or all wrong; but there are fewer prompts, and some are harder than "
+            "others. So G = 2 should be the worst, from 8 on little should change, and four "
+            "prompts a step (G = 64) should cost something.")),
     "kl": Experiment(
         "Dr. GRPO with β = 0.5: which penalty keeps the policy near its start?",
         {("", "none"): f"{DR_GRPO} --kl-coef 0",
@@ -98,7 +109,12 @@ EXPERIMENTS = {
          ("", "k3 in the loss"): STRONG,
          ("", "k1 in the reward"): f"{DR_GRPO} --kl-in reward --kl-coef 0.5"},
         [KL, RIGHT],
-        base="none"),
+        base="none",
+        expected=(
+            "In the loss, k1 has the gradient of ∇log π, whose mean is 0: it should hold nothing. "
+            "k2 has the gradient of the KL, and k3 nearly so near the reference; so has k1 in the "
+            "reward. These three should end with a KL well below that without a penalty, at some "
+            "cost in accuracy.")),
     "clip": Experiment(
         "GRPO: how many passes over a batch, and what does the clip do?",
         {("clip 0.2", "epochs = 1"): f"{GRPO_25} --epochs 1",
@@ -108,7 +124,12 @@ EXPERIMENTS = {
          ("clip 0.2", "epochs = 4"): f"{GRPO_25} --epochs 4",
          ("no clip", "epochs = 4"): f"{GRPO_25} --epochs 4 {NO_CLIP}"},
         [RIGHT, KL],
-        base="clip 0.2, epochs = 1"),
+        base="clip 0.2, epochs = 1",
+        expected=(
+            "With one pass (two updates) the ratio stays near 1, and the clip should change "
+            "nothing. With two and four passes the policy moves further than its answers can say: "
+            "without the clip KL should be higher and accuracy lower. With it, four passes should "
+            "be as good as one, or better.")),
     "lambda": Experiment(
         "PPO on the verifier: λ of GAE, and what the critic starts as",
         {("critic from the policy", "λ = 0"): f"{PPO_25} --lam 0",
@@ -120,27 +141,47 @@ EXPERIMENTS = {
          ("critic from the policy", "λ = 1"): f"{PPO_25} --lam 1",
          ("critic from the reward model", "λ = 1"): f"{PPO_25} --lam 1 {CRITIC_RM}"},
         [RIGHT, ("explained variance of the critic", "setting", "explained_variance")],
-        base="critic from the policy, λ = 0.95"),
+        base="critic from the policy, λ = 0.95",
+        expected=(
+            "λ = 1 trusts rewards alone: no bias, and the most noise. λ = 0 trusts the critic "
+            "alone: with one that starts from nothing PPO should learn the slowest, with the "
+            "reward model's trunk sooner. Answers are short, so 0.95 and 1 should do alike. "
+            "Explained variance should be highest with λ = 0, where returns are made of the "
+            "critic's own values.")),
     "reference": Experiment(
         "Dr. GRPO with β = 0.5: a reference that stays, follows, or is replaced",
         {("", "frozen"): STRONG,
          ("", "EMA 0.9"): f"{STRONG} --ref-ema 0.9",
          ("", "synced every 10"): f"{STRONG} --ref-sync 10"},
         [KL, RIGHT],
-        base="frozen"),
+        base="frozen",
+        expected=(
+            "Towards a frozen reference, β = 0.5 should cost accuracy: the best policy is then "
+            "π_ref exp(r / β), normalised, which is far from always right. A reference that "
+            "follows gives way: accuracy should come near that without a penalty, and KL to the "
+            "SFT model be larger.")),
     "aggregation": Experiment(
         "GRPO: what is averaged over what, and what that does to length",
         {("", "seq-mean"): GRPO,
          ("", "token-mean"): f"{GRPO} --aggregate token-mean",
          ("", "seq-sum"): f"{GRPO} --aggregate seq-sum"},
         [("answer length (tokens)", "step", "response_length"), RIGHT],
-        base="seq-mean"),
+        base="seq-mean",
+        expected=(
+            "The right answers are the longer ones here, since they think. An average over each "
+            "answer (seq-mean) gives their tokens less weight, so it should be somewhat later "
+            "than token-mean and seq-sum; but the task is easy, and all three should end at the "
+            "same accuracy and length.")),
     "no_signal": Experiment(
         "DAPO: groups without signal, left out or replaced",
         {("", "left out"): f"{DAPO} --no-signal drop",
          ("", "replaced"): DAPO},
         [NO_SIGNAL, ("samples per step", "step", "samples"), RIGHT],
-        base="left out"),
+        base="left out",
+        expected=(
+            "Replaced groups make every update one of 256 answers that say something. So accuracy "
+            "should be higher at the same number of steps, for more samples a step, and the more "
+            "samples the fewer groups have a signal.")),
     # Worlds of their own: lab/hard.py and lab/credit.py.
     "hard": Experiment(
         "Rewards are rare: one answer in forty is right. Who learns from the few, and how soon?",
@@ -166,7 +207,6 @@ EXPERIMENTS = {
             "nothing, 0.05 harms. "
             "(7) PPO and A2C begin later: for two steps only the critic learns, and λ = 0.95 "
             "carries a sixth of a reward over 35 tokens."),
-        seeds=3,
         draws=True),
     "credit": Experiment(
         "PPO's critic: does V fall at the token where an addition goes wrong?",
@@ -183,7 +223,6 @@ EXPERIMENTS = {
             "a correlation with what a token really changed, and GRPO's, one number for the "
             "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
             "once its critic is good; at equal seconds it is not, since its steps cost more."),
-        seeds=3,
         draws=True),
     "length": Experiment(
         "An answer may run on after its reward is decided: what makes it longer?",
@@ -239,8 +278,7 @@ EXPERIMENTS = {
         "With four (eight updates) the clip should lower it as well, and save accuracy, and most "
         "where there is no penalty: one of the two should be nearly enough. A higher upper clip "
         "(DAPO) lets improbable tokens of right answers rise by more per step: entropy and pass@8 "
-        "should end higher.",
-        seeds=3),
+        "should end higher."),
     "reward_models": Experiment(
         "Over-optimisation: more pairs, three reward models instead of one, best of n",
         {},
@@ -258,8 +296,7 @@ EXPERIMENTS = {
         "share cost nothing in a mean; the least of three should be the most careful (Coste et al. "
         "2023). Of one nat, best of n should make more than the policy gradient: it is nearly the "
         "most reward that a nat can buy, while the policy's KL is also spent on things that the "
-        "reward does not ask for. But it ends at 4.5 nats, before the deep fall.",
-        seeds=3),
+        "reward does not ask for. But it ends at 4.5 nats, before the deep fall."),
     "forgetting": Experiment(
         "A model that knows two tasks is trained by reward on one: what is left of the other?",
         {},
@@ -275,6 +312,5 @@ EXPERIMENTS = {
         "speed. Demonstrations of the other task in each update (an SFT loss of weight 0.5, as in "
         "InstructGPT's PPO-ptx) should prevent it altogether. What is forgotten should go with the "
         "KL to the start (Shenfeld et al. 2025). The same updates by demonstrations of the trained "
-        "task, instead of by reward, should reach the same accuracy and forget more.",
-        seeds=3),
+        "task, instead of by reward, should reach the same accuracy and forget more."),
 }
