@@ -23,10 +23,11 @@ import torch
 
 from rollout import Rollout
 from support import parallel, plan
-from support.cli import UserError, default_run, parse, refuse, script, setting, user_errors
+from support.cli import (DECODE_GRAPH, UserError, default_run, parse, refuse, script, setting,
+                         user_errors)
 from support.data import encode_prompt, hold_out, repeat_each
-from support.decoding import Decoder
 from support.environments import split_turns, start_environment
+from support.graphs import prepare_for_decoding
 from support.metrics import token_kl
 from support.models import pick_device, torch_rng
 from support.pretrained import load_pretrained
@@ -48,7 +49,7 @@ def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, 
     As many rows at a time as the KV cache holds micro_batch_tokens of. start: makes the environment
     of some examples, see `start_environment`; without it there is none."""
     answers, rollouts = [], []
-    sampler = Decoder(model)
+    sampler = prepare_for_decoding(model)
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
     rows_at_once = max(1, micro_batch_tokens // longest)
     for first in range(0, len(examples), rows_at_once):
@@ -131,6 +132,7 @@ class Config:
     dtype: str = setting(
         "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given",
         choices=("", "float32", "bfloat16"))
+    decode_graph: bool = setting(False, DECODE_GRAPH)
     json: bool = setting(False, "print one JSON object and nothing else")
     chat: bool = setting(False, "read prompts from the keyboard")
 
@@ -308,7 +310,7 @@ def chat(model, tokenizer, config) -> None:
     """Each line typed is a prompt; an empty line or end of file ends."""
     if config.environment and tokenizer.chat_template is None:
         raise ValueError("--environment speaks in messages, and this model has no chat template")
-    model = Decoder(model)
+    model = prepare_for_decoding(model)
     examples = {"sums": "17+58+23=", "long_sums": "17+58+23+41=", "products": "37*84="}
     print(f"type a prompt such as {examples[config.task]} and Enter; an empty line ends")
     while line := read_line():

@@ -19,6 +19,9 @@ one H100, made without one.
                  if that isn't 0 either, a kernel is not deterministic and the README says too much.
     learn    5   The README's first command from an empty directory, and what evaluate.py says of
                  it: 0.98 greedy and 0.94 sampled, as on a CPU, within the seeds' spread (0.03).
+    graphs   2   --decode-graph against plain decoding: in float32 the same tokens and log-probs;
+                 and milliseconds of a token, in the default dtype. Where it is faster and right,
+                 it should be the default on a GPU.
     profile  3   A decode step and a micro-batch: seconds against the limit of bench.py, launches,
                  waits, the share of the time in which the GPU is busy, the longest kernels. With
                  busy under 0.5 the launches cost more than the work: fuse, compile or capture.
@@ -63,6 +66,7 @@ from model import ModelConfig, Transformer
 from rollout import generate, token_log_probs, token_log_probs_and_entropies
 from support.cli import RunConfig, UserError, parse, script, setting
 from support.decoding import Decoder
+from support.graphs import GraphDecoder
 from support.models import peak_memory_mb, pick_device
 from support.plot import read_metrics
 from support.pretrained import load_pretrained, save_pretrained
@@ -230,8 +234,7 @@ def compare_log_probs(day: Day, shape: Shape, dtype: str, n_chunks: int) -> dict
     mask = (torch.arange(P + N) >= P).expand(tokens.shape)
     expected = token_log_probs(exact, tokens, mask)
     expected.sum().backward()
-    at_once = -(-rows * N // n_chunks) * shape.model.vocab_size
-    with mock.patch.object(rollout, "LOGITS_AT_ONCE", at_once):
+    with logits_at_once(-(-rows * N // n_chunks) * shape.model.vocab_size):
         found = token_log_probs(model, tokens.to(device), mask.to(device))
         found.sum().backward()
     sampled = generate(Decoder(model), [row[:P].tolist() for row in tokens], N, [], 1.0,
@@ -245,6 +248,11 @@ def compare_log_probs(day: Day, shape: Shape, dtype: str, n_chunks: int) -> dict
                            / expected_gradient.norm()).item(),
         "sampler_against_scorer": (scored - sampled.logp).abs().max().item()}
     return {"ok": max(errors.values()) < TOLERANCE[dtype], **errors}
+
+
+def logits_at_once(n: int):
+    """On the CPU and on a GPU."""
+    return mock.patch.multiple(rollout, LOGITS_AT_ONCE=n, LOGITS_AT_ONCE_GPU=n)
 
 
 def flat_gradient(model) -> torch.Tensor:
@@ -315,15 +323,37 @@ class Work:
         self.tokens = torch.randint(shape.model.vocab_size, (rows, length)).to(device)
         self.mask = (torch.arange(length, device=device) >= shape.prompt).expand(rows, length)
 
-    def sample(self):
+    def sample(self, decoder=Decoder):
         """Answers of full length to all prompts."""
-        return generate(Decoder(self.model), self.prompts, self.shape.answer, [], 1.0,
+        return generate(decoder(self.model), self.prompts, self.shape.answer, [], 1.0,
                         torch.Generator().manual_seed(0))
 
     def learn(self) -> None:
         logp, _ = token_log_probs_and_entropies(self.model, self.tokens, self.mask)
         logp.sum().backward()
         self.model.zero_grad()
+
+
+def graphs(day: Day) -> dict | None:
+    if day.device.type != "cuda":
+        return {"left_out": "there are no graphs without a GPU"}
+    for name, shape in day.shapes.items():
+        day.check(f"graphs: {name}", compare_graphs, day, shape)
+
+
+def compare_graphs(day: Day, shape: Shape) -> dict:
+    """The share of tokens before a row first differs, which rounding may tip; log-probs of those;
+    milliseconds of a token with graphs and without."""
+    exact = Work(shape, day.use("float32"), day.tokens)
+    plain, found = exact.sample(), exact.sample(GraphDecoder)
+    same = (plain.tokens == found.tokens).cummin(1).values
+    error = (plain.logp - found.logp)[same].abs().max().item()
+    share = same.float().mean().item()
+    work = Work(shape, day.use(""), day.tokens)
+    seconds = interleaved({"ms": work.sample, "ms_graphs": lambda: work.sample(GraphDecoder)},
+                          day.device, repeats=3)
+    return {"ok": share > 0.9 and error < TOLERANCE["float32"], "same": share, "logp_error": error,
+            **{name: 1e3 * median(times) / shape.answer for name, times in seconds.items()}}
 
 
 def profile(day: Day) -> None:
@@ -394,7 +424,7 @@ def sweep(day: Day) -> None:
 
 def time_micro_batch(shape: Shape, device, tokens: int, at_once: int) -> dict:
     work = Work(shape, device, tokens)
-    with mock.patch.object(rollout, "LOGITS_AT_ONCE", at_once):
+    with logits_at_once(at_once):
         seconds, peak = timed(work.learn, device)
     return {"ms": 1e3 * seconds, "tokens_per_s": work.tokens.numel() / seconds, "peak_gib": peak}
 
@@ -433,7 +463,7 @@ def take_steps(day: Day, name: str, shape: Shape) -> dict:
 
 
 SECTIONS = {section.__name__: section
-            for section in (parity, logp, resume, learn, profile, sweep, memory)}
+            for section in (parity, logp, resume, learn, graphs, profile, sweep, memory)}
 
 
 def main(argv=None) -> list[dict]:

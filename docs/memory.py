@@ -73,7 +73,7 @@ METHOD = """
 def predicted(row: dict) -> float:
     config = Config(prompt_tokens=peak_memory.PROMPT, max_new_tokens=peak_memory.ANSWER,
                     rows=peak_memory.ROWS, micro_batch_tokens=peak_memory.MICRO_BATCH_TOKENS,
-                    grad_checkpoint=row["grad_checkpoint"], dtype=row["dtype"])
+                    grad_checkpoint=row["grad_checkpoint"], dtype=row["dtype"], device="cpu")
     sizes = Sizes(peak_memory.MODELS[row["model"]])
     return Plan(sizes, config, row["script"]).peak() / 2 ** 20
 

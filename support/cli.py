@@ -11,6 +11,8 @@ from pathlib import Path
 
 from support import parallel
 
+DECODE_GRAPH = ("sample by CUDA graphs, a token a launch: for small models and long answers on a "
+                "GPU, none of which has run it yet")
 # On --resume. Memory is what people turn down after they ran out of it: it changes no result.
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "micro_batch_tokens",
               "grad_checkpoint", "resume", "overwrite"}

@@ -34,6 +34,8 @@ class Config:
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     grad_checkpoint: bool = setting(False, "compute each layer again in the backward pass")
     dtype: str = setting("bfloat16", "of the matrix products", choices=("float32", "bfloat16"))
+    device: str = setting(
+        "cuda", "where it runs: a GPU computes more logits at a time", choices=("cuda", "cpu"))
 
 
 class Sizes:
@@ -74,7 +76,8 @@ class Plan:
         # Of a micro-batch. The last token of a row is not read, save by a reward model.
         self.tokens = rows * (length if self.is_rm else length - 1)
         self.actions = rows * config.max_new_tokens
-        chunk = min(self.actions, max(1, rollout.LOGITS_AT_ONCE // self.model.vocab_size))
+        at_once = rollout.LOGITS_AT_ONCE_GPU if config.device == "cuda" else rollout.LOGITS_AT_ONCE
+        chunk = min(self.actions, max(1, at_once // self.model.vocab_size))
         self.has_chunks = chunk < self.actions
         self.logits = 4 * chunk * self.model.vocab_size         # float32, of one chunk
         self.rounded_head = 2 * sizes.head if self.autocast else 0

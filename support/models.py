@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from support import graphs
 from support.cli import UserError
 from support.parallel import world
 
@@ -35,6 +36,9 @@ def pick_device(config) -> torch.device:
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     torch.set_autocast_enabled(device.type, dtype == "bfloat16")
     torch.set_autocast_dtype(device.type, torch.bfloat16)
+    graphs.use_graphs = getattr(config, "decode_graph", False)
+    if graphs.use_graphs and device.type != "cuda":
+        raise UserError(f"--decode-graph: found --device {device.type}, expected cuda")
     # A cached copy of a weight would outlive its update.
     torch.set_autocast_cache_enabled(False)
     return device

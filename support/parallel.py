@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import rollout as rollout_module
 from rollout import Rollout, micro_batches
 from support.decoding import Decoder
+from support.graphs import prepare_for_decoding
 
 
 def rank() -> int:
@@ -43,7 +44,7 @@ def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: f
     n = len(prompts)
     first = my_block(range(n))[0]
     # Who samples several batches from one model has prepared it.
-    sampler = model if isinstance(model, Decoder) else Decoder(model)
+    sampler = model if isinstance(model, Decoder) else prepare_for_decoding(model)
 
     def ask(row, ids):
         return environment(first + row, ids)

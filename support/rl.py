@@ -10,8 +10,8 @@ from losses import adaptive_kl_coef
 from model import ScalarModel
 from rollout import Rollout, sequence_scores
 from support import parallel
-from support.cli import (RunConfig, UserError, default_run, flag_of, refuse, setting,
-                         user_errors)
+from support.cli import (DECODE_GRAPH, RunConfig, UserError, default_run, flag_of, refuse,
+                         setting, user_errors)
 from support.data import (drop_unusable, encode_examples, encode_prompt, hold_out, read_jsonl,
                           take)
 from support.environments import load_environment, split_turns
@@ -45,6 +45,7 @@ class RLConfig(RunConfig):
     prompts_per_step: int = setting(256, "different prompts per step", low=1)
     max_new_tokens: int | None = setting(None, "tokens of an answer, at most; 32, of long sums 40",
                                          low=1)
+    decode_graph: bool = setting(False, DECODE_GRAPH)
     temperature: float = setting(1.0, "of sampling, and of all log-probs", low=0.01)
     lr: float = setting(2e-4, "learning rate of the policy", low=0.0)
     epochs: int = setting(1, "passes over each step's answers", low=1)

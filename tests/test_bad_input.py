@@ -184,6 +184,8 @@ CASES = [
     # Flags, which may not be abbreviated.
     *every([*SCRIPTS, compare], ["--colour", "red"], "unrecognized arguments: --colour red"),
     *every(SCRIPTS, ["--step", "3"], "unrecognized arguments: --step 3"),
+    *every([GRPO, PPO], ["--decode-graph", "--device", "cpu"],
+           "--decode-graph: found --device cpu, expected cuda"),
     *every(SCRIPTS, ["--steps", "0"], "--steps: 0 is out of range, expected at least 1"),
     *every(SCRIPTS, ["--lr", "nan"], "--lr: nan is out of range, expected at least 0"),
     (GRPO, ["extra"], "unrecognized arguments: extra"),

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import gpu_day  # noqa: E402
+import rollout  # noqa: E402
 from bench import decode_limit, forward_operations, interleaved, training_limit  # noqa: E402
 from support.cli import UserError  # noqa: E402
 
@@ -82,14 +83,14 @@ def test_a_rehearsal_of_the_day_of_a_gpu(monkeypatch, folder, capsys):
     monkeypatch.setattr(gpu_day, "RUNS", runs)
     # To measure a machine's limits takes large products.
     monkeypatch.setattr(gpu_day, "limits", lambda device, dtype: (1e12, 1e11))
-    lines = rehearse("parity", "logp", "resume", "profile", "sweep", "memory",
+    lines = rehearse("parity", "logp", "resume", "graphs", "profile", "sweep", "memory",
                      "--folder", str(folder), "--out", str(folder / "lines"))
     assert [line for line in lines if "error" in line or not line.get("ok", True)] == []
     found = {section: [line for line in lines if line["check"].startswith(section)]
              for section in gpu_day.SECTIONS}
     # One line more says that the section is done.
     assert {section: len(of_it) for section, of_it in found.items()} == {
-        "parity": 4, "logp": 5, "resume": 2, "learn": 0, "profile": 3, "sweep": 12, "memory": 2}
+        "parity": 4, "logp": 5, "resume": 2, "learn": 0, "graphs": 1, "profile": 3, "sweep": 12, "memory": 2}
     assert all(line["relative"] == 0 for line in found["parity"][:-1])
     assert found["resume"][0]["resumed"] == found["resume"][0]["repeated"] == 0
     decode, micro_batch, _ = found["profile"]
@@ -141,6 +142,17 @@ def test_logp_finds_a_sampler_or_scorer_that_is_off(day, monkeypatch, name):
     monkeypatch.setattr(gpu_day, name, wrong)
     found = gpu_day.compare_log_probs(day, gpu_day.TINY["tiny"], "float32", 1)
     assert not found["ok"]
+
+
+def test_the_sweep_sets_what_each_device_goes_by(day, monkeypatch):
+    found = {}
+
+    def learn(work):
+        found[work.shape.answer] = rollout.LOGITS_AT_ONCE, rollout.LOGITS_AT_ONCE_GPU
+    monkeypatch.setattr(gpu_day.Work, "learn", learn)
+    shape = gpu_day.TINY["tiny"]
+    gpu_day.time_micro_batch(shape, day.device, 32, 777)
+    assert found == {shape.answer: (777, 777)}
 
 
 def test_resume_finds_weights_that_differ(day, monkeypatch):

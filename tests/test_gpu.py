@@ -40,3 +40,8 @@ def test_log_probs_and_gradients_are_those_of_float64(day, dtype):
 def test_a_run_that_was_stopped_is_the_run_that_was_not(day):
     found = gpu_day.compare_resumed(day)
     assert found["ok"], found
+
+
+def test_graphs_sample_what_plain_decoding_does(day):
+    found = gpu_day.compare_graphs(day, gpu_day.TINY["tiny"])
+    assert found["ok"], found

@@ -42,7 +42,7 @@ def dtype(request):
 
 
 def plan(sizes, algorithm, **settings):
-    return Plan(Sizes(sizes), Config(**settings), algorithm)
+    return Plan(Sizes(sizes), Config(**{"device": "cpu"} | settings), algorithm)
 
 
 def storages(tensors) -> dict:
@@ -138,6 +138,10 @@ def test_a_chunk_of_logits_follows_rollout(monkeypatch):
     monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 3100)
     part = plan(LLAMA, "sft", **settings)
     assert part.logits == 4 * 10 * 300 and part.has_chunks
+    # On a GPU, for which the plan is if nothing else is said.
+    monkeypatch.setattr(rollout, "LOGITS_AT_ONCE_GPU", 6100)
+    assert Config().device == "cuda"
+    assert plan(LLAMA, "sft", **settings, device="cuda").logits == 4 * 20 * 300
 
 
 # ------------------------------------------------------------------------------ peaks of whole runs
