@@ -36,9 +36,10 @@ def pick_device(config) -> torch.device:
     dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     torch.set_autocast_enabled(device.type, dtype == "bfloat16")
     torch.set_autocast_dtype(device.type, torch.bfloat16)
-    graphs.use_graphs = getattr(config, "decode_graph", False)
-    if graphs.use_graphs and device.type != "cuda":
+    wants_graphs = getattr(config, "decode_graph", False)
+    if wants_graphs and device.type != "cuda":
         raise UserError(f"--decode-graph: found --device {device.type}, expected cuda")
+    graphs.use_graphs = wants_graphs
     # A cached copy of a weight would outlive its update.
     torch.set_autocast_cache_enabled(False)
     return device
