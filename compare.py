@@ -6,7 +6,7 @@ task, several seeds.
     python compare.py EXPERIMENT           EXPERIMENT.csv, .png, and .md: what was
                                            expected, a table, which settings differ
     python compare.py gradient             the same, of how good each method's gradient is at a
-                                           fixed policy: see gradient.py
+                                           fixed policy: see lab/gradient.py
     python compare.py --quick              one seed, a third to half of the steps: the table in a
                                            quarter of an hour on two cores, and how
                                            far its order is that of docs/lab/results.csv
@@ -34,9 +34,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from lab import gradient_page
 from lab.experiments import EXPERIMENTS, METHODS, QUICK, RM, SFT, Experiment
 from lab.report import COLUMNS, grouped, rank_correlation, report, write_csv
-from support import gradient_page
 from support.cli import UserError, parse, script, setting
 from support.plot import read_csv, read_metrics
 
@@ -213,7 +213,7 @@ def run_gradient(out: Path, config: Config) -> None:
     if config.seeds not in (None, 1):
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
     # It needs torch: nothing else here does.
-    import gradient
+    from lab import gradient
     run_all(out, [HALFWAY], 1, config.jobs)
     models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
               gradient_page.HALFWAY: run_path(out, HALFWAY, 0) / "model"}

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import torch
 
-import gradient
 import train_grpo
 import train_ppo
 import train_sft
 from advantages import gae, grpo_advantages, rloo_advantages, token_rewards, whiten
+from lab import gradient
 from losses import aggregate, count_for, grpo_loss, kl_penalty, ppo_policy_loss
 from rollout import token_log_probs, token_values
 from support import trace_page

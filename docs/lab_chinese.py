@@ -8,9 +8,9 @@ from pathlib import Path
 from concepts import ROOT
 
 sys.path.append(str(ROOT))
+from lab import gradient_page
 from lab.experiments import EXPERIMENTS
 from lab.report import experiment_page, results_page
-from support import gradient_page
 from support.plot import read_csv
 
 LAB = ROOT / "docs" / "lab"

@@ -23,10 +23,10 @@ from statistics import mean
 import torch
 
 from advantages import gae
-from gradient import continue_prefixes, make_pool
-from model import ScalarModel
+from lab.gradient import continue_prefixes, make_pool
 from lab.hard import QUICK_STEPS, STEPS, TASK, run_setting, train
 from lab.report import write_csv
+from model import ScalarModel
 from rollout import token_values
 from support.models import numpy_rng, torch_rng
 from support.plot import read_csv, read_metrics, save_figure

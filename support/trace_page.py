@@ -135,7 +135,7 @@ STEPS = [
          Quantity("truth", "V*", "The share of right answers among 64 continuations of the tokens "
                   "before this one.", "从这个 token 之前的前缀续写 64 次，答对的比例。",
                   "right / all", "{right} / {continuations}",
-                  "gradient.py:continue_prefixes"),
+                  "lab/gradient.py:continue_prefixes"),
          Quantity("true_A", "A*", "What this token has changed: λ = 0 with V* as the critic, "
                   "without KL.", "这个 token 改变了多少：以 V* 作价值模型、λ = 0、不含 KL 的优势。",
                   "[t = T] score + V*ₜ₊₁ − V*ₜ", "{score} + {truth+1} − {truth}",

@@ -90,7 +90,8 @@ def test_a_rehearsal_of_the_day_of_a_gpu(monkeypatch, folder, capsys):
              for section in gpu_day.SECTIONS}
     # One line more says that the section is done.
     assert {section: len(of_it) for section, of_it in found.items()} == {
-        "parity": 4, "logp": 5, "resume": 2, "learn": 0, "graphs": 1, "profile": 3, "sweep": 12, "memory": 2}
+        "parity": 4, "logp": 5, "resume": 2, "learn": 0, "graphs": 1, "profile": 3, "sweep": 12,
+        "memory": 2}
     assert all(line["relative"] == 0 for line in found["parity"][:-1])
     assert found["resume"][0]["resumed"] == found["resume"][0]["repeated"] == 0
     decode, micro_batch, _ = found["profile"]

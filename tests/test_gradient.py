@@ -1,4 +1,4 @@
-"""The lab's study of gradients (gradient.py): its estimates are the gradients of the project's own
+"""The lab's study of gradients (lab/gradient.py): its estimates are the gradients of the project's own
 losses, and on a world of seven answers their means are what an exact sum says."""
 import dataclasses
 import functools
@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 
 import compare
-import gradient as study
 import methods
 from advantages import gae, token_rewards, whiten
+from lab import gradient as study, gradient_page
 from losses import count_for, ppo_policy_loss
 from model import ModelConfig, Transformer
 from rollout import token_log_probs
-from support import gradient_page
 from support.cli import UserError
 from support.plot import read_csv
 from support.pretrained import save_pretrained

@@ -9,8 +9,8 @@ import evaluate
 import train_grpo
 import train_ppo
 import train_sft
-from gradient import make_pool
 from lab import credit, hard
+from lab.gradient import make_pool
 from model import ModelConfig, ScalarModel, Transformer
 from rollout import token_values
 from support.cli import parse

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-import gradient
 import support.rl
 import trace as tracing
 import train_sft
 from browser import browse, needs_browser
+from lab import gradient
 from model import ModelConfig, Transformer
 from support import trace_group, trace_page
 from support.cli import UserError

@@ -1,5 +1,4 @@
-"""What gradient.py found, from its csv files alone: the page and the figure, and what was expected.
-"""
+"""The page and figure of lab/gradient.py, from its csv files alone, and what was expected."""
 import math
 from pathlib import Path
 

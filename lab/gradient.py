@@ -10,7 +10,7 @@ own loss with respect to log π (methods.py, losses.py, advantages.py). So each 
 and then re-weighted, as often as one likes:
 
     1. sample 64 answers to each of 1,024 problems; equal ones are scored once
-    2. S_i = Σ_t ∇log π(y_it), of all parameters, projected to 4,096 numbers: support/sketch.py
+    2. S_i = Σ_t ∇log π(y_it), of all parameters, projected to 4,096 numbers: lab/sketch.py
     3. a critic weighs tokens, so each pair of critic and λ has its own Σ_t A_t ∇log π(y_it), of
        four answers to half of the problems; whitening is a factor and a shift of A
     4. batches of 256 answers, drawn from these
@@ -22,7 +22,7 @@ block at a time (the jackknife).
 Answers are counted as they are sampled: ReMax's greedy one too. Not counted is what a critic needs
 beside the batch: the warmed-up one has learned from eight batches of this policy's answers, the
 "exact" one is the share of right ones among eight continuations of every prefix. What was expected,
-the page and the figure: support/gradient_page.py.
+the page and the figure: lab/gradient_page.py.
 
 Ten minutes of one core (with --quick two), beside the training of the two policies.
 """
@@ -39,16 +39,16 @@ import methods
 import train_grpo
 import train_ppo
 from advantages import explained_variance, gae, rloo_advantages, token_rewards, whiten
+from lab.gradient_page import BATCH
+from lab.sketch import Sketch
 from losses import count_for, ppo_policy_loss, value_loss
 from model import ScalarModel
 from rollout import generate, micro_batches, mini_batches, token_values
 from support.decoding import Decoder
-from support.gradient_page import BATCH
 from support.models import numpy_rng, torch_rng
 from support.parallel import map_micro_batches
 from support.pretrained import load_pretrained
 from support.rl import KLCoefficient
-from support.sketch import Sketch
 from task import encode_problems, make_problems, verify_answer
 
 BLOCKS = 4                      # of problems
