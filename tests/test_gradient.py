@@ -1,4 +1,4 @@
-"""The lab's study of gradients (lab/gradient.py): its estimates are the gradients of the project's own
+"""lab/gradient.py: its estimates are the gradients of the project's own
 losses, and on a world of seven answers their means are what an exact sum says."""
 import dataclasses
 import functools
