@@ -187,8 +187,8 @@ def _log_ratio(logp, old_logp, mask):
 
 
 def _ratio_stats(log_ratio, is_clipped, mask):
-    """clip_fraction: of actions, those without a gradient because of the clip. approx_kl:
-    KL(π_old‖π) by k3 under samples of π_old."""
+    """clip_fraction: the share of actions where the clip acts (PPO, GSPO: no gradient; CISPO: a
+    bounded weight). approx_kl: KL(π_old‖π) by k3 under samples of π_old."""
     log_ratio = log_ratio.detach()
     return {"clip_fraction": masked_mean(is_clipped.to(log_ratio.dtype), mask),
             "approx_kl": masked_mean(torch.expm1(log_ratio) - log_ratio, mask)}

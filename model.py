@@ -39,9 +39,9 @@ class ModelConfig:
         if self.head_dim is None and self.dim % self.n_heads == 0:
             self.head_dim = self.dim // self.n_heads
         if self.head_dim is None or self.head_dim % 2 or self.n_heads % self.n_kv_heads:
-            raise ValueError(f"dim {self.dim} must divide into n_heads {self.n_heads} unless "
+            raise ValueError(f"dim {self.dim} must be a multiple of n_heads {self.n_heads} unless "
                              f"head_dim is given, head_dim {self.head_dim} must be even, and "
-                             f"n_heads divide into n_kv_heads {self.n_kv_heads}")
+                             f"n_heads a multiple of n_kv_heads {self.n_kv_heads}")
 
 
 class RMSNorm(nn.Module):
@@ -118,7 +118,7 @@ class KVCache:
         rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                 # (B, nkv, nh/nkv, hs)
         bias = self.bias[..., :end]
         y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=bias)
-        return y.view(q.shape)
+        return y.reshape(q.shape)
 
     def copy_prompts(self, rows, other: "KVCache", source):
         """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""

@@ -261,7 +261,7 @@ def row_lengths(mask: Tensor) -> Tensor:
 def mini_batches(rows: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The rows in a random order, in n parts of like size: one update each."""
     order = torch.randperm(len(rows), generator=generator)
-    return rows[order.to(rows.device)].chunk(n)
+    return rows[order.to(rows.device)].tensor_split(n)
 
 
 def micro_batches(mask: Tensor, max_tokens: int,

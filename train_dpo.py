@@ -98,8 +98,8 @@ def main(argv=None) -> None:
     problems = load_problems(config, tokenizer, policy.config.max_seq_len)
     if config.loss == "kto":
         add_mismatched_answers(config, train, policy.config.max_seq_len)
-    add_ref_log_probs(policy, train, config.sides, config, device)
     add_ref_log_probs(policy, held_out, ("chosen", "rejected"), config, device)
+    add_ref_log_probs(policy, train, config.sides, config, device)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=config.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0, fused=True)
     run.start(policy=policy, optimizer=optimizer)
@@ -250,7 +250,7 @@ def evaluate_pairs(policy, held_out: list[dict], config, device) -> float:
     n_right = 0
     for block in in_blocks(held_out):
         logp = pair_log_probs(policy, block, ("chosen", "rejected"), config, device)
-        chosen, rejected = logp - ref_log_probs(block, device)
+        chosen, rejected = logp - ref_log_probs(block, device)[:2]
         n_right += (chosen > rejected).sum()
     return int(n_right) / len(held_out)
 

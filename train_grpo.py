@@ -4,8 +4,8 @@
     loss = -min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) + β k3(π‖ref),   ρ = π / π_old
            averaged over each answer, then over answers
 
-The group's mean takes the place of PPO's critic, and an exact check that of its reward model: two
-of four models are left. Relatives, such as --method rloo, are rows of a table in methods.py.
+The group's mean replaces PPO's critic, and an exact check replaces its reward model: two of four
+models are left. Relatives, such as --method rloo, are rows of a table in methods.py.
 `diff train_ppo.py train_grpo.py` shows a critic and GAE on one side, a group's mean on the other.
 Left out: process rewards, and a reward model that is trained anew on the way.
 """

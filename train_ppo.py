@@ -7,7 +7,7 @@
 Four models: actor and critic learn, the reference and the reward model stay as they are. One epoch
 of one mini-batch is A2C: the ratio is 1, nothing is clipped.
 `diff train_ppo.py train_grpo.py` shows a critic and GAE on one side, a group's mean on the other.
-Off by default: an entropy bonus. Left out: InstructGPT's pretraining loss, a value head on a trunk.
+Off by default: an entropy bonus. Left out: InstructGPT's pretraining loss, a shared trunk.
 """
 import math
 import time

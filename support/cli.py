@@ -11,11 +11,11 @@ from pathlib import Path
 
 from support import parallel
 
-DECODE_GRAPH = ("sample by CUDA graphs, a token a launch: for small models and long answers on a "
-                "GPU, none of which has run it yet")
+DECODE_GRAPH = ("sample by CUDA graphs, one launch per token: for small models with long answers; "
+                "not run on a GPU yet")
 # On --resume. Memory is what people turn down after they ran out of it: it changes no result.
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "micro_batch_tokens",
-              "grad_checkpoint", "resume", "overwrite"}
+              "grad_checkpoint", "decode_graph", "resume", "overwrite"}
 GO_ON = "the same command goes on from the last checkpoint with --resume, if there is one"
 
 

@@ -1,4 +1,4 @@
-"""Decoding by CUDA graphs (--decode-graph): a token is one launch for its GPU, not some hundred.
+"""Decoding by CUDA graphs (--decode-graph): one launch per token instead of some hundreds.
 
 The kernels of a small model's decode step take a few microseconds each, and launching one takes the
 host as long. A graph is recorded once, then launched as a whole: the same kernels on the same
@@ -7,6 +7,7 @@ device: the tokens, their positions, the column of the cache that is filled. Att
 all columns, and a mask hides those that are empty. Rows that have ended are computed along, until
 half are left: of a batch of 256 there are graphs for 256, 128, 64, ... rows, made when needed.
 """
+import functools
 import math
 
 import torch
@@ -89,19 +90,25 @@ class WholeCache:
         values.index_copy_(2, self.column, v)
         rows = q.unflatten(1, (k.shape[1], -1)).squeeze(3)                 # (B, nkv, nh/nkv, hs)
         y = F.scaled_dot_product_attention(rows, keys, values, attn_mask=self.bias)
-        return y.view(q.shape)
+        return y.reshape(q.shape)
+
+
+@functools.cache
+def side_stream():
+    """One for all recordings: libraries keep memory for each stream that they have worked in."""
+    return torch.cuda.Stream()
 
 
 def record(step):
     """-> a function that launches all that step() launches, and step's result: the same tensor
     after each launch, with new numbers in it."""
     # Libraries make themselves ready in a first call, which can't be recorded.
-    stream = torch.cuda.Stream()
+    stream = side_stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         result = step()
     return graph.replay, result

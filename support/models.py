@@ -27,8 +27,10 @@ def pick_device(config) -> torch.device:
     try:
         if name == "cuda" and world() > 1:
             name = f"cuda:{dist.get_node_local_rank()}"
-            torch.cuda.set_device(name)
         device = torch.device(name or "cpu")
+        if device.type == "cuda" and device.index is not None:
+            # What makes no tensor, such as a stream, asks for the current device.
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         # It is not the name of a device, or torch was built without it.
@@ -40,6 +42,9 @@ def pick_device(config) -> torch.device:
     if wants_graphs and device.type != "cuda":
         raise UserError(f"--decode-graph: found --device {device.type}, expected cuda")
     graphs.use_graphs = wants_graphs
+    # cuDNN's attention makes a plan for each new shape, tens of milliseconds on an H100 as others
+    # report. In sampling every token has a new shape: one column more.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     # A cached copy of a weight would outlive its update.
     torch.set_autocast_cache_enabled(False)
     return device

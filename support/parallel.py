@@ -43,7 +43,7 @@ def generate(model, prompts: list, max_new_tokens: int, stop_ids, temperature: f
     knows it. Each process asks for its own rows."""
     n = len(prompts)
     first = my_block(range(n))[0]
-    # Who samples several batches from one model has prepared it.
+    # A caller that samples several batches gives a Decoder that it made once.
     sampler = model if isinstance(model, Decoder) else prepare_for_decoding(model)
 
     def ask(row, ids):

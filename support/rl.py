@@ -93,6 +93,10 @@ class RLConfig(RunConfig):
             refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
         if not self.kl_target:
             refuse(given, "kl_horizon", why="without --kl-target")
+        answers = self.prompts_per_step * getattr(self, "group_size", 1)
+        if self.kl_target and self.kl_horizon <= 0.2 * answers:
+            raise UserError(f"--kl-horizon {self.kl_horizon}: β would fall to 0 and stay there, "
+                            f"expected over {0.2 * answers:g}, a fifth of a step's answers")
         if self.reward:
             refuse(given, "unfinished_score",
                    why="with --reward, which scores cut-off answers itself")

@@ -251,6 +251,8 @@ CASES = [
     *every([GRPO, PPO], ["--ref-ema", "1"],
            "--ref-ema 1 keeps the reference as it is, expected less than 1"),
     # Flags that have no effect.
+    *every([GRPO, PPO], ["--kl-target", "1", "--kl-horizon", "51"], "--kl-horizon 51.0: β would "
+           "fall to 0 and stay there, expected over 51.2, a fifth of a step's answers"),
     *every([GRPO, PPO], ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
     *[(script, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
       for script in (GRPO, PPO)

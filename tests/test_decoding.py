@@ -3,6 +3,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from model import KVCache, ModelConfig, Transformer
 from rollout import generate, token_log_probs
@@ -91,6 +92,18 @@ def test_under_autocast_products_are_in_bfloat16_and_all_else_in_float32(model):
             error[name] = (logp - exact)[mask].abs().mean()
     # As far from the truth as the model itself is under autocast, and no further.
     assert 0.3 * error["model"] < error["decoder"] < 1.5 * error["model"] < 0.1
+
+
+@pytest.mark.parametrize("build", [lambda model: model, Decoder], ids=["model", "decoder"])
+def test_heads_may_lie_in_memory_as_a_gpu_leaves_them(model, build, monkeypatch):
+    """CUDA's memory-efficient kernel writes (B, T, n, hs), and returns it transposed."""
+    plain = answers(build(model))
+    attention = F.scaled_dot_product_attention
+
+    def as_on_a_gpu(*arguments, **named):
+        return attention(*arguments, **named).transpose(1, 2).contiguous().transpose(1, 2)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", as_on_a_gpu)
+    assert torch.equal(answers(build(model)).tokens, plain.tokens)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rollout import generate
@@ -86,6 +87,17 @@ def test_what_an_environment_writes_goes_through_the_graphs(recorders):
     asked.clear()
     found = answers(GraphDecoder(model), environment)
     assert torch.equal(found.tokens, plain.tokens) and torch.equal(found.mask, plain.mask)
+
+
+def test_heads_may_lie_in_memory_as_a_gpu_leaves_them(recorders, monkeypatch):
+    """See test_decoding.py."""
+    model = random_model("grouped", 64)
+    plain, attention = answers(Decoder(model)), F.scaled_dot_product_attention
+
+    def as_on_a_gpu(*arguments, **named):
+        return attention(*arguments, **named).transpose(1, 2).contiguous().transpose(1, 2)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", as_on_a_gpu)
+    assert torch.equal(answers(GraphDecoder(model)).tokens, plain.tokens)
 
 
 def test_a_decoder_serves_several_rollouts(recorders):

@@ -293,6 +293,15 @@ def test_map_micro_batches(model, batch):
 
 # ------------------------------------------------------------------------------------- mini-batches
 
+@pytest.mark.parametrize("n_rows, n, sizes", [
+    (8, 4, [2, 2, 2, 2]), (9, 4, [3, 2, 2, 2]), (10, 4, [3, 3, 2, 2]), (2, 3, [1, 1, 0]),
+    (0, 2, [0, 0])])
+def test_mini_batches_are_of_like_size(n_rows, n, sizes):
+    """Where groups without signal are left out any number of rows is left."""
+    parts = mini_batches(torch.arange(n_rows), n, rng())
+    assert [len(part) for part in parts] == sizes
+
+
 def test_mini_batches_hold_every_row_once_in_a_random_order():
     rows = torch.tensor([2, 3, 5, 7, 11, 13, 17])
     parts = mini_batches(rows, 2, rng())

@@ -21,6 +21,7 @@ from support import metrics as metrics_module
 from support import parallel, plot
 from support import rl as rl_module
 from support.cli import RunConfig, UserError
+from support.data import choose_side
 from support.models import pick_device
 from support.pretrained import load_pretrained, load_scalar_model, save_pretrained
 
@@ -466,8 +467,8 @@ def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch)
     def mismatched(out, seed):
         calls = watch(monkeypatch, train_dpo, "pad_pairs")
         train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / out), "--seed", seed])
-        # The first call is for the reference's log-probs of all that is trained on.
-        pairs = calls[0][0][0]
+        # The reference's log-probs of all that is trained on are asked for before the update.
+        pairs = next(pairs for (pairs, *_), _ in calls if "mismatched" in pairs[0])
         assert len(pairs) > 60
         for pair in pairs:
             assert prompt_of[json.dumps(pair["mismatched"])].encode() != bytes(pair["prompt"])
@@ -479,6 +480,18 @@ def test_ktos_mismatched_answers_are_other_prompts(place, tmp_path, monkeypatch)
     file.write_text("\n".join(json.dumps({**line, "prompt": "1:"}) for line in lines))
     with pytest.raises(UserError, match=f"{file}: all pairs have one prompt, and --loss kto needs"):
         train_dpo.main([*flags, "--data", str(file), "--out", str(tmp_path / "one")])
+
+
+@pytest.mark.parametrize("most", ["1", "512"])
+def test_kto_where_nothing_is_held_out(place, tmp_path, most):
+    """Evaluations then use pairs that are trained on, some or all of them."""
+    pairs = [{"prompt": f"{i}:", "chosen": "a", "rejected": "b"} for i in range(40)]
+    lines = [json.dumps(pair) for pair in pairs if choose_side(pair["prompt"]) == "train"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    train_dpo.main(["--model", str(place / "sft"), "--data", str(tmp_path / "pairs.jsonl"),
+                    "--loss", "kto", "--steps", "2", "--batch-size", "4", "--eval-problems", most,
+                    "--out", str(tmp_path / "run")])
+    assert len(column(tmp_path / "run", "loss")) == 2
 
 
 def test_ipo_averages_over_the_answer(place, tmp_path, monkeypatch):
@@ -505,8 +518,8 @@ def test_pairs_that_just_fit_the_context_are_kept_and_mismatched_answers_are_cut
                     "--out", str(tmp_path / "run")])
     assert ("dropped 1 of 17 examples, longer than the context of 64 tokens (first: line 17)"
             in capsys.readouterr().out)
-    pairs, rows = (calls[0][0][0],
-                   [len(p["prompt"]) + len(p["mismatched"]) for p in calls[0][0][0]])
+    pairs = next(pairs for (pairs, *_), _ in calls if "mismatched" in pairs[0])
+    rows = [len(p["prompt"]) + len(p["mismatched"]) for p in pairs]
     assert any(len(p["prompt"]) + len(p["chosen"]) == 64 for p in pairs)
     # Those rows are of a long prompt with an answer of 62 tokens, cut; such a pair is among them.
     assert (max(rows) == 64

@@ -203,9 +203,10 @@ def subtract(rows, others):
 
 
 def chunks(order, n):
-    """n parts of like size, of which the last may be smaller."""
-    size = math.ceil(len(order) / n)
-    return [order[i:i + size] for i in range(0, len(order), size)]
+    """n parts, the first of them one larger where need be."""
+    size, larger = divmod(len(order), n)
+    starts = [i * size + min(i, larger) for i in range(n + 1)]
+    return [order[a:b] for a, b in zip(starts, starts[1:])]
 
 
 def exact(model):
