@@ -3,7 +3,7 @@ pass takes, tables and JSON.
 
 A limit is the larger of floating-point operations over the machine's measured matrix-product rate
 in that dtype, and bytes over its measured memory bandwidth: no program can be faster without doing
-less.
+less. For the libraries that are compared with: `pip install -r benchmarks/requirements.txt`.
 """
 import json
 import platform

@@ -3,7 +3,9 @@ of the built-in size.
 
     python benchmarks/decode_profile.py
 
-The profiler slows every operation a little: shares and calls count here, not seconds.
+The profiler slows every operation a little: shares and calls count here, not seconds. On two CPU
+cores 25 % are matrix products, 24 % attention over the cache, 13 % copies, and 39 % norms,
+rotations and activations, each of them small.
 """
 from dataclasses import dataclass
 

@@ -1,14 +1,26 @@
-"""Word problems with numbers that a small model can't multiply, and a calculator that it may ask.
+r"""Word problems with numbers that a small model can't multiply, and a calculator that it may ask.
 
-    python examples/calculator.py        writes calculator_sft.jsonl, calculator.jsonl and
-                                         calculator_test.jsonl
+    python examples/calculator.py
 
-The first has 1,200 conversations that end with the right answer; in three of ten the assistant asks
-the calculator, `[37*84-57]`, which answers in a message of its own. The second asks 2,000 other
-questions and has nothing but each one's `answer`. The third keeps 200 to test on. And this file is
-the environment, a function of the conversations that wait for a reply:
+writes three files. calculator_sft.jsonl has 1,200 conversations that end with the right answer; in
+three of ten the assistant asks the calculator, `[37*84-57]`, which answers in a message of its own.
+calculator.jsonl asks 2,000 other questions and has nothing but each one's `answer`.
+calculator_test.jsonl keeps 200 to test on. And this file is the environment, a function of the
+conversations that wait for a reply:
 
-    python train_grpo.py --data calculator.jsonl --environment examples/calculator.py:calculator ...
+    python train_sft.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data calculator_sft.jsonl \
+        --out runs/calculator_sft --steps 40 --batch-size 8 --lr 1e-4 --micro-batch-tokens 1024 \
+        --eval-problems 16
+    python train_grpo.py --model runs/calculator_sft --data calculator.jsonl --reward exact \
+        --environment examples/calculator.py:calculator --max-turns 2 --max-new-tokens 40 \
+        --out runs/calculator --steps 4 --prompts-per-step 3 --minibatches 1 --lr 4e-5 \
+        --micro-batch-tokens 2048 --eval-problems 12
+    python evaluate.py runs/calculator --data calculator_test.jsonl --reward exact --problems 40 \
+        --samples 2
+
+Of the 80 sampled answers 0.28 are right after SFT, as often as it asks, and 0.99 after four steps
+of 24 answers, when it always asks. Greedily it asks from the start, as `[` is likelier than any one
+first digit. On one core of a busy machine SFT took 13 minutes and GRPO 7.
 """
 import json
 import random

@@ -6,6 +6,7 @@ import importlib
 import re
 import runpy
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ from lab import report
 from lab.experiments import EXPERIMENTS, METHODS, PPO_RM
 from support import hub
 from support.cli import parse
+from support.memory import Config, Plan, Sizes
 from support.plot import read_csv
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 LAB_PAGES = [ROOT / "docs/lab/README.md", ROOT / "docs/lab/README.zh-CN.md"]
 RECIPES = sorted((ROOT / "recipes").glob("*.md"))
+CALCULATOR = ROOT / "examples/calculator.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,11 +75,31 @@ def test_every_page_of_docs_is_linked_from_the_readme_in_its_language():
             assert f"(docs/{page.name})" in english, page.name
 
 
-def test_both_languages_have_the_same_code_blocks():
+@pytest.mark.parametrize("pages", [PAGES, [ROOT / "docs/RUNNING.md", ROOT / "docs/RUNNING.zh.md"]],
+                         ids=lambda pages: pages[0].name)
+def test_both_languages_have_the_same_code_blocks(pages):
     english, chinese = (
         re.findall(r"^```.*?^```|^ {4}[^\n]+", page.read_text(encoding="utf-8"), re.M | re.S)
-        for page in PAGES)
+        for page in pages)
     assert english and english == chinese
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_smaller_torch_is_the_one_that_is_required(page):
+    required = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    version = re.search(r"`pip install (torch==\S+) ", page.read_text(encoding="utf-8"))[1]
+    assert f"\n{version}\n" in required
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_example_s_reward_function_scores(page):
+    text = page.read_text(encoding="utf-8")
+    code = re.search(r"^    # my_reward.py.*?(?=^\S)", text, re.M | re.S)[0]
+    names = {}
+    exec(textwrap.dedent(code), names)
+    scores = names["score"](["7 + 0 ="] * 4, ["so: 7", "so: 17", "so: 7", ""],
+                            finished=[True, True, False, True], answer=["7"] * 4, level=[1] * 4)
+    assert scores == [1.0, 0.0, 0.0, 0.0]
 
 
 def read_commands(page) -> list[list[str]]:
@@ -88,11 +111,11 @@ def read_commands(page) -> list[list[str]]:
     return [shlex.split(command, comments=True) for command in commands]
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RECIPES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *RECIPES, CALCULATOR], ids=lambda page: page.name)
 def test_the_scripts_take_the_commands(page):
     """Every flag exists, with a value in its range, and may stand beside the others."""
     commands = read_commands(page)
-    assert len(commands) >= 10
+    assert len(commands) >= (4 if page == CALCULATOR else 10)
     for file, *arguments in commands:
         if file == "examples/gsm8k.py":
             runpy.run_path(str(ROOT / file))["make_parser"]().parse_args(arguments)
@@ -119,6 +142,21 @@ def test_a_recipe_s_commands_read_what_earlier_ones_wrote(page):
         assert model in written or hub.is_name(model)
         if "--out" in flags:
             written.add(flags["--out"])
+
+
+def test_the_recipe_s_memory_is_what_the_plan_says():
+    models = runpy.run_path(str(ROOT / "docs/memory.py"))["MODELS"]
+    page = (ROOT / "recipes/gsm8k.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+?)(?:-Instruct)? \| (\S+) B \| (\d+) × (\d+) \| (\d+) "
+                      r"\| (\S+) GB \| (\S+) GB \|", page, re.M)
+    assert len(rows) == 3
+    for name, parameters, prompts, group, answer, memory, card in rows:
+        config = Config(prompt_tokens=250, max_new_tokens=int(answer), micro_batch_tokens=16384,
+                        rows=int(prompts) * int(group), grad_checkpoint=True)
+        sizes = Sizes(models[name])
+        peak = Plan(sizes, config, "grpo").peak() / 1e9
+        assert parameters == f"{sizes.parameters / 1e9:.2f}"
+        assert (memory, card) == (f"{peak:.1f}", f"{1.1 * peak + 1:.1f}"), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
