@@ -112,7 +112,7 @@ TASK = [
               "losses.py:_clipped_surrogate:ratio = log_ratio"],
         tests=["test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         why="b.15, b.16",
-        errata=[17]),
+        errata=[18]),
     Question(
         question="Is text Markov? Is anything hidden?",
         answer=("The last token alone is not a Markov state. The whole prefix is, because it "
@@ -234,7 +234,7 @@ GRADIENTS = [
         code=["rollout.py:token_values", "rollout.py:token_log_probs"],
         tests=["test_rollout.py::test_value_of_a_state_is_read_before_its_action"],
         why="b.2, b.4",
-        errata=[22]),
+        errata=[24]),
     Question(
         question="Derive the policy gradient in one minute.",
         answer=("J is a sum over answers of probability times reward. Differentiate the "
@@ -331,7 +331,7 @@ GRADIENTS = [
         tests=["test_policy_gradient.py::test_a_smaller_lambda_has_less_variance",
                "test_policy_gradient.py::test_gae_with_lambda_below_1_needs_the_right_critic"],
         why="d.10, d.12, d.13",
-        errata=[19],
+        errata=[21],
         numbers=("With λ = 0 and a critic that starts from nothing PPO ends at "
                  "{lambda/critic from the policy, λ = 0/sampled}, with λ = 0.95 at "
                  "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
@@ -397,7 +397,7 @@ GRADIENTS = [
         code=["losses.py:value_loss:loss = error", "advantages.py:explained_variance"],
         tests=["test_policy_gradient.py::test_the_critic_converges_to_the_bellman_values"],
         why="e.1, e.4, e.5, e.10",
-        errata=[22, 23],
+        errata=[24, 25],
         numbers=("At the end explained variance is "
                  "{lambda/critic from the policy, λ = 0.95/explained_variance}, with accuracy "
                  "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
@@ -538,7 +538,7 @@ PPO = [
         code=["losses.py:_log_ratio", "losses.py:_clipped_surrogate:ratio = log_ratio"],
         tests=["test_policy_gradient.py::test_importance_sampling_corrects_for_another_sampler"],
         why="c.2, c.3, c.7, c.10",
-        errata=[16]),
+        errata=[17]),
     Question(
         question="What is TRPO, and why is PPO used instead?",
         answer=("TRPO maximises E[ρ A] under a limit on the mean KL to the old policy. Its step "
@@ -558,7 +558,7 @@ PPO = [
               'losses.py:_ratio_stats:"approx_kl"'],
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient"],
         why="c.10, c.12, c.13",
-        errata=[12]),
+        errata=[13]),
     Question(
         question="What is the clip, and how is it not the KL penalty?",
         answer=("min(ρ A, clip(ρ, 1 − ε, 1 + ε) A): a token that has moved far in the direction "
@@ -579,7 +579,7 @@ PPO = [
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient",
                "test_peers.py::test_peer[verl.ppo.nodual]"],
         why="c.14, c.15, f.15",
-        errata=[12]),
+        errata=[13]),
     Question(
         question="Why have both, the clip and the KL penalty?",
         answer=("They answer different questions. Without the clip, several updates on one batch "
@@ -628,7 +628,7 @@ PPO = [
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient",
                "test_losses.py::test_dual_clip_bounds_the_loss"],
         why="c.14, c.15",
-        errata=[13, 14, 15]),
+        errata=[14, 15, 16]),
     Question(
         question="What keeps a critic from doing harm?",
         answer=("Start it from the reward model, which already knows what is good. Let it learn "
@@ -773,7 +773,7 @@ KL = [
         code=["losses.py:kl_exact"],
         tests=["test_losses.py::test_kl_estimators_by_enumeration"],
         why="f.2, f.3, f.4, f.5",
-        errata=[27]),
+        errata=[29]),
     Question(
         question="What are k1, k2 and k3?",
         answer=("Estimates of KL(π‖π_ref) from one sample's x = log π − log π_ref. k1 = x: "
@@ -793,7 +793,7 @@ KL = [
         tests=["test_losses.py::test_why_there_are_three_kl_estimators",
                "test_losses.py::test_kl_estimators_by_enumeration"],
         why="f.7, f.8, f.9, f.11",
-        errata=[25, 28]),
+        errata=[27, 30]),
     Question(
         question="KL in the reward or in the loss?",
         answer=("In the reward, −β k1 per token: it goes through advantages, so early tokens "
@@ -813,7 +813,7 @@ KL = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_closed_form.py::test_k3_in_the_loss_ends_elsewhere"],
         why="f.12, f.15, f.18",
-        errata=[24],
+        errata=[26],
         numbers=("With β = 0.5 the KL ends at {kl/none/kl_to_sft} without a penalty, "
                  "{kl/k1 in the loss/kl_to_sft} with k1 in the loss, "
                  "{kl/k3 in the loss/kl_to_sft} with k3, {kl/k1 in the reward/kl_to_sft} with k1 "
@@ -866,7 +866,7 @@ PREFERENCES = [
         tests=["test_closed_form.py::test_the_reward_model_recovers_the_score_up_to_a_constant",
                "test_rollout.py::test_score_is_read_at_the_last_action_whatever_the_padding"],
         why="g.7, g.9, g.10",
-        errata=[32]),
+        errata=[34]),
     Question(
         question="Derive DPO in one minute.",
         answer=("The objective E[r] − β KL(π‖π_ref) has the solution π* = π_ref exp(r/β) / Z. "
@@ -905,7 +905,7 @@ PREFERENCES = [
         code=["train_dpo.py:preference_loss:return dpo_loss"],
         tests=["test_closed_form.py::test_ends_at_the_optimum", "test_steps.py::test_preferences"],
         why="g.11, g.13",
-        errata=[29],
+        errata=[31],
         numbers=("{results/DPO/seconds} s of training; PPO on a reward model takes "
                  "{results/PPO on RM/seconds} s. Sampled accuracy {results/DPO/sampled}, and "
                  "{results/DPO without NLL/sampled} without the NLL of the chosen answers."),
@@ -928,7 +928,7 @@ PREFERENCES = [
         code=["losses.py:dpo_loss:h = chosen_reward"],
         tests=["test_losses.py::test_preference_losses_by_hand"],
         why="g.9, g.12",
-        errata=[31, 33]),
+        errata=[33, 35]),
     Question(
         question="Why do the log-probs of chosen answers fall in DPO?",
         answer=("The loss asks for a difference only. Chosen and rejected answers share tokens "
@@ -945,7 +945,7 @@ PREFERENCES = [
         code=["train_dpo.py:main:loss = loss - config.nll_coef"],
         tests=["test_curves.py::test_dpo_does_not_see_both_sides_fall"],
         why="g.15",
-        errata=[30],
+        errata=[32],
         numbers=("At step 40 the chosen reward is {curve/dpo_no_nll/40/chosen_reward} without "
                  "the NLL, {curve/dpo/40/chosen_reward} with it, and greedy accuracy "
                  "{curve/dpo_no_nll/40/eval_greedy} and {curve/dpo/40/eval_greedy} (one seed)."),
@@ -1046,7 +1046,7 @@ GROUPS = [
               "train_ppo.py:main:advantages, returns = gae"],
         tests=["test_losses.py::test_bad_groups_are_refused"],
         why="g.16, d.9",
-        errata=[17],
+        errata=[18],
         numbers=("Sampled {results/GRPO/sampled} (GRPO) and {results/PPO/sampled} (PPO): apart "
                  "by less than the seeds' spread. Models in memory: {results/GRPO/models} and "
                  "{results/PPO/models}."),
@@ -1212,7 +1212,7 @@ GROUPS = [
         code=["losses.py:gspo_loss:ratio = (log_ratio", "losses.py:cispo_loss:weight ="],
         tests=["test_peers.py::test_peer[trl.gspo]", "test_peers.py::test_peer[verl.cispo]"],
         why="c.2, c.3",
-        errata=[17],
+        errata=[18],
         numbers=("Sampled accuracy: GSPO {results/GSPO/sampled}, CISPO {results/CISPO/sampled}, "
                  "GRPO {results/GRPO/sampled}."),
         numbers_zh=("采样正确率：GSPO {results/GSPO/sampled}，CISPO {results/CISPO/sampled}，"
@@ -1390,7 +1390,7 @@ PRACTICE = [
         wrong_zh="“1 − (1 − c/n)^k。”这是有放回地抽，偏低。",
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
-        errata=[34],
+        errata=[36],
         numbers="SFT: {results/SFT/sampled} at k = 1, {results/SFT/pass@8} at k = 8.",
         numbers_zh="SFT：k = 1 为 {results/SFT/sampled}，k = 8 为 {results/SFT/pass@8}。"),
     Question(
@@ -1493,7 +1493,7 @@ PRACTICE = [
                "test_rollout.py::test_sampled_log_probs_are_the_scored_ones",
                "test_memory.py::test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16"],
         why="c.1",
-        errata=[11],
+        errata=[12],
         numbers=("[Right answers](lab/stale.md) after 60 steps: {stale/fresh/accuracy} with fresh "
                  "answers, {stale/bfloat16/accuracy} sampled in bfloat16, "
                  "{stale/4 steps old/accuracy} with weights 4 steps old; with those, "
