@@ -166,7 +166,7 @@ TOPICS = [
     ]),
     ("Preferences", "偏好", [
         Topic("DPO's signs", "DPO 的符号", ["implicit reward"], "Derive DPO"),
-        Topic("what becomes of the chosen answer's log-prob", "好回答的对数概率会怎样",
+        Topic("what becomes of the chosen answer's log-prob", "被选中的回答的对数概率会怎样",
               ["NLL beside DPO"], "log-probs of chosen"),
         Topic("learning without pairs: KTO", "不要成对数据：KTO", ["KTO"], "What else"),
         Topic("IPO, SimPO, ORPO", "IPO、SimPO、ORPO", ["IPO", "SimPO", "ORPO"], "What else"),
