@@ -214,10 +214,10 @@ PPO = [
         "Without the critic, two models are left.",
         "Three are: actor, reference and reward model. Two are left if a program checks the "
         "answers.",
-        "a step of train_grpo.py uses 3 models with a reward model, 2 with a program.", "g.1",
+        "a step of `train_grpo.py` uses 3 models with a reward model, 2 with a program.", "g.1",
         "去掉价值模型，只剩两个模型。",
         "还剩三个：策略模型、参考模型、奖励模型。由程序判断对错，才只剩两个。",
-        "train_grpo.py 的一步，用奖励模型时有 3 个模型，用程序判断时有 2 个。"),
+        "`train_grpo.py` 的一步，用奖励模型时有 3 个模型，用程序判断时有 2 个。"),
 ]
 
 VALUES = [

@@ -1317,7 +1317,8 @@ PRACTICE = [
                  "while the score rises from {results/PPO on RM, no KL/score_at_peak} to "
                  "{results/PPO on RM, no KL/score}. In [the lab](lab/reward_models.md) neither "
                  "more pairs nor the mean or the least of three models helped beyond the seeds' "
-                 "spread: models with one start and pairs from one policy seem to share their errors."),
+                 "spread: models with one start and pairs from one policy seem to share their "
+                 "errors."),
         numbers_zh=("不加惩罚，贪心正确率从 {results/PPO on RM, no KL/peak_greedy} 降到 "
                     "{results/PPO on RM, no KL/greedy}，得分却从 "
                     "{results/PPO on RM, no KL/score_at_peak} 升到 "
@@ -1360,15 +1361,15 @@ PRACTICE = [
                 "reasoning improves on what is trained."),
         follow_up=("How would you check? pass@k for several k, and benchmarks that were not "
                    "trained."),
-        wrong=("“A higher pass@1 shows new abilities.” Before it, one of eight samples was nearly "
-               "always right: here RL mostly made likely what the model could do already. Only "
-               "pass@k at large k could show more."),
+        wrong=("“A higher pass@1 shows new abilities.” Before RL one of eight samples was right "
+               "for nearly every problem: here RL mostly made likely what the model could do already. "
+               "Only pass@k at large k could show more."),
         question_zh="RLHF 会损害知识或推理吗？",
         answer_zh=("有可能。它让策略更确定：pass@1 上升，k 大时 pass@k 未必升，一些少见但正确的答"
                    "案会丢失；校准变差；人给语气的奖励并不是给真实性的。奖励可校验时，所训练的推"
                    "理会变好。"),
         follow_up_zh="怎么检查？看多个 k 的 pass@k，以及没有训练过的基准。",
-        wrong_zh=("“pass@1 升高说明有了新能力。”训练之前，八个样本里几乎总有一个是对的：强化学习在这里主要是让本来"
+        wrong_zh=("“pass@1 升高说明有了新能力。”训练之前，几乎每道题的八个样本里都有一个是对的：强化学习在这里主要是让本来"
                   "就会的更常出现。只有 k 很大的 pass@k 才能看出更多。"),
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
