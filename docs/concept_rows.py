@@ -28,6 +28,21 @@ class Concept(NamedTuple):
 
 MDP = [
     Concept(
+        "decision process, the tuple (S, A, P, R, γ)", "马尔可夫决策过程，(S, A, P, R, γ)",
+        equation=("S: prefixes, A: vocabulary, P(s' ∣ s, a) = 1 for s' = s + a, R: score at the "
+                  "end, γ = 1"),
+        why="a.1",
+        equation_zh="S：前缀；A：词表；s' = s + a 时 P(s' ∣ s, a) = 1；R：末尾的得分；γ = 1",
+        code=["rollout.py:generate:tokens[rows, positions] = next_tokens",
+              "advantages.py:token_rewards:return penalty"],
+        tests=["test_policy_gradient.py::test_the_answers_are_all_there_are",
+               "test_derivations.py::test_a1_probability_of_a_trajectory"],
+        experiment="",
+        english=("The five parts of a decision process, for text. The transition appends the "
+                 "token and is certain: nobody has to learn a model of it."),
+        in_chinese=("决策过程的五个部分在文本里各是什么。转移就是接上 token，完全确定，不需要学习"
+                    "环境模型。")),
+    Concept(
         "state", "状态",
         equation="s_t = tokens[b, :t]",
         why="a.1",
@@ -48,17 +63,46 @@ MDP = [
         english="One token of the vocabulary, drawn by inverting the cumulative distribution.",
         in_chinese="词表中的一个 token，由逆变换采样得到。"),
     Concept(
-        "mask, what is an action and what is not", "动作掩码",
-        equation="mask[b, t] = 1  ⇔  token t was chosen by the policy",
-        why="a.7",
-        equation_zh="mask[b, t] = 1  ⇔  第 t 个 token 由策略选出",
-        code=["rollout.py:generate:mask = written"],
-        tests=["test_rollout.py::test_layout",
-               "test_losses.py::test_gae_by_hand"],
+        "policy", "策略",
+        equation="π(a ∣ s) = softmax(logits(s) / temperature)[a]",
+        why="a.8",
+        code=["rollout.py:score_actions:model.lm_head(h).float()"],
+        tests=["test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
         experiment="",
-        english=("0 on prompts, on padding, and on what a tool wrote between two actions. "
-                 "Made from lengths, never from token ids."),
-        in_chinese="提示词、填充和工具输出为 0；由长度得出，从不由 token id 推断。"),
+        english="The language model itself; log-probs in float32, of actions only.",
+        in_chinese="语言模型本身；只对动作计算 float32 的对数概率。"),
+    Concept(
+        "trajectory", "轨迹",
+        equation="y = a_1 … a_T,   log π(y ∣ x) = Σ_t log π(a_t ∣ s_t)",
+        why="a.1, a.2",
+        code=["rollout.py:Rollout"],
+        tests=["test_rollout.py::test_layout",
+               "test_policy_gradient.py::test_the_answers_are_all_there_are"],
+        experiment="",
+        english="A prompt and its answer are one episode; a batch of them is a rollout.",
+        in_chinese="一个提示词及其回答是一个回合；一批轨迹即一次 rollout。"),
+    Concept(
+        "outcome rewards", "结果奖励",
+        equation="r_t = 0 for t < T,   r_T = score(x, y)",
+        why="e.6",
+        equation_zh="t < T 时 r_t = 0，r_T = score(x, y)",
+        code=["advantages.py:token_rewards:return penalty"],
+        tests=["test_losses.py::test_score_sits_on_the_last_action"],
+        experiment="",
+        english="The whole answer is judged once, at its last action (before any KL penalty).",
+        in_chinese="整个回答只在最后一个动作处打一次分。"),
+    Concept(
+        "discount", "折扣因子",
+        equation="G_t = Σ_k γ^k r_{t+k},   γ = 1",
+        why="b.1",
+        equation_zh="G_t = Σ_k γ^k r_{t+k}，γ = 1",
+        code=["train_ppo.py:Config:gamma: float"],
+        tests=["test_losses.py::test_gae_ends", "test_derivations.py::test_b1_return"],
+        experiment="",
+        english=("An answer is short and always ends, so no discount is needed. With γ < 1 the "
+                 "score hardly reaches the first tokens, and short answers are preferred."),
+        in_chinese=("回答不长而且总会结束，不需要折扣。γ < 1 时得分几乎传不到开头，而且会偏向短回"
+                    "答。")),
     Concept(
         "stop token, an action", "结束符（EOS），也是动作",
         equation="mask = 1 at the stop token: log π(stop ∣ s_T) is trained",
@@ -71,14 +115,17 @@ MDP = [
         english="Ending is a decision: without its gradient, answers grow without bound.",
         in_chinese="何时结束也是决策；没有它的梯度，回答会越来越长。"),
     Concept(
-        "policy", "策略",
-        equation="π(a ∣ s) = softmax(logits(s) / temperature)[a]",
-        why="a.8",
-        code=["rollout.py:score_actions:model.lm_head(h).float()"],
-        tests=["test_rollout.py::test_log_probs_are_those_of_the_full_logits"],
+        "mask, what is an action and what is not", "动作掩码",
+        equation="mask[b, t] = 1  ⇔  token t was chosen by the policy",
+        why="a.7",
+        equation_zh="mask[b, t] = 1  ⇔  第 t 个 token 由策略选出",
+        code=["rollout.py:generate:mask = written"],
+        tests=["test_rollout.py::test_layout",
+               "test_losses.py::test_gae_by_hand"],
         experiment="",
-        english="The language model itself; log-probs in float32, of actions only.",
-        in_chinese="语言模型本身；只对动作计算 float32 的对数概率。"),
+        english=("0 on prompts, on padding, and on what a tool wrote between two actions. "
+                 "Made from lengths, never from token ids."),
+        in_chinese="提示词、填充和工具输出为 0；由长度得出，从不由 token id 推断。"),
     Concept(
         "temperature", "温度",
         equation="softmax(logits / temperature);  0: argmax (greedy)",
@@ -92,15 +139,38 @@ MDP = [
                  "log-probs are taken at the sampling temperature."),
         in_chinese="训练的就是采样时的策略：对数概率用同一温度计算。"),
     Concept(
-        "trajectory", "轨迹",
-        equation="y = a_1 … a_T,   log π(y ∣ x) = Σ_t log π(a_t ∣ s_t)",
-        why="a.1, a.2",
-        code=["rollout.py:Rollout"],
-        tests=["test_rollout.py::test_layout",
-               "test_policy_gradient.py::test_the_answers_are_all_there_are"],
+        "truncation", "截断",
+        equation="finished[b] = False: max_new_tokens came before a stop token",
+        equation_zh="finished[b] = False：先到 max_new_tokens，没有遇到结束符",
+        code=["support/rewards.py:reward_answers:score * end",
+              "support/rl.py:Reward:torch.where(rollout.finished"],
+        tests=["test_data.py::test_a_cut_off_answer_is_never_right",
+               "test_scripts.py::test_ppo_hands_the_right_tensors_on"],
+        experiment="curves",
+        english=("0 from the built-in verifier, −5 in place of a reward model's score. "
+                 "Nothing is bootstrapped, though `gae` could."),
+        in_chinese="校验器给 0 分，奖励模型的分数换成 −5；不做自举（gae 支持）。"),
+    Concept(
+        "verifiable rewards", "可验证奖励（RLVR）",
+        equation="r(x, y) = 1 if the answer is right, else 0",
+        why="g.20",
+        equation_zh="答对 r(x, y) = 1，否则 0",
+        code=["task.py:verify_answer", "support/rewards.py:exact_reward"],
+        tests=["test_data.py::test_verifier", "test_data.py::test_exact"],
+        experiment="table",
+        english="A program checks the answer: no learned score that could be fooled.",
+        in_chinese="由程序判断对错，没有学出来的分数可以被欺骗。"),
+    Concept(
+        "process rewards", "过程奖励",
+        equation="r_t ≠ 0 at every step of the reasoning",
+        why="a.12",
+        equation_zh="推理的每一步都有 r_t ≠ 0",
+        code=["advantages.py:discounted_returns", "advantages.py:gae"],
+        tests=["test_policy_gradient.py::test_reinforce"],
         experiment="",
-        english="A prompt and its answer are one episode; a batch of them is a rollout.",
-        in_chinese="一个提示词及其回答是一个回合；一批轨迹即一次 rollout。"),
+        english=("Not here: no process reward model. But returns and GAE take any (B, T) rewards, "
+                 "and this test has one at every action."),
+        in_chinese="本代码没有过程奖励模型；但回报和 GAE 接受逐 token 的奖励。"),
     Concept(
         "environment, which answers between two actions", "环境（工具、用户、搜索）",
         equation="s_{t+1} = s_t, a_t, o:  ∇ log p(o ∣ s_t, a_t) = 0",
@@ -117,73 +187,6 @@ MDP = [
                  "no discount, no KL. With one, text is a decision process like any other; "
                  "without, only the policy is random."),
         in_chinese="环境写的内容（o）属于下一个状态，不是动作：没有梯度，不折扣，不计 KL。"),
-    Concept(
-        "truncation", "截断",
-        equation="finished[b] = False: max_new_tokens came before a stop token",
-        equation_zh="finished[b] = False：先到 max_new_tokens，没有遇到结束符",
-        code=["support/rewards.py:reward_answers:score * end",
-              "support/rl.py:Reward:torch.where(rollout.finished"],
-        tests=["test_data.py::test_a_cut_off_answer_is_never_right",
-               "test_scripts.py::test_ppo_hands_the_right_tensors_on"],
-        experiment="curves",
-        english=("0 from the built-in verifier, −5 in place of a reward model's score. "
-                 "Nothing is bootstrapped, though `gae` could."),
-        in_chinese="校验器给 0 分，奖励模型的分数换成 −5；不做自举（gae 支持）。"),
-    Concept(
-        "KV cache", "KV 缓存（键值缓存）",
-        equation="keys, values of s_{t+1} = those of s_t and one more",
-        equation_zh="s_{t+1} 的键和值 = s_t 的键和值，再加一个",
-        code=["model.py:KVCache"],
-        tests=["test_model.py::test_cache_equals_full_forward_at_every_position"],
-        experiment="",
-        english="Sampling a token costs one token's forward pass, not the whole answer's.",
-        in_chinese="每采样一个 token 只前向计算一个 token。"),
-    Concept(
-        "outcome rewards", "结果奖励",
-        equation="r_t = 0 for t < T,   r_T = score(x, y)",
-        why="e.6",
-        equation_zh="t < T 时 r_t = 0，r_T = score(x, y)",
-        code=["advantages.py:token_rewards:return penalty"],
-        tests=["test_losses.py::test_score_sits_on_the_last_action"],
-        experiment="",
-        english="The whole answer is judged once, at its last action (before any KL penalty).",
-        in_chinese="整个回答只在最后一个动作处打一次分。"),
-    Concept(
-        "process rewards", "过程奖励",
-        equation="r_t ≠ 0 at every step of the reasoning",
-        why="a.12",
-        equation_zh="推理的每一步都有 r_t ≠ 0",
-        code=["advantages.py:discounted_returns", "advantages.py:gae"],
-        tests=["test_policy_gradient.py::test_reinforce"],
-        experiment="",
-        english=("Not here: no process reward model. But returns and GAE take any (B, T) rewards, "
-                 "and this test has one at every action."),
-        in_chinese="本代码没有过程奖励模型；但回报和 GAE 接受逐 token 的奖励。"),
-    Concept(
-        "verifiable rewards", "可验证奖励（RLVR）",
-        equation="r(x, y) = 1 if the answer is right, else 0",
-        why="g.20",
-        equation_zh="答对 r(x, y) = 1，否则 0",
-        code=["task.py:verify_answer", "support/rewards.py:exact_reward"],
-        tests=["test_data.py::test_verifier", "test_data.py::test_exact"],
-        experiment="table",
-        english="A program checks the answer: no learned score that could be fooled.",
-        in_chinese="由程序判断对错，没有学出来的分数可以被欺骗。"),
-    Concept(
-        "decision process, the tuple (S, A, P, R, γ)", "马尔可夫决策过程，(S, A, P, R, γ)",
-        equation=("S: prefixes, A: vocabulary, P(s' ∣ s, a) = 1 for s' = s + a, R: score at the "
-                  "end, γ = 1"),
-        why="a.1",
-        equation_zh="S：前缀；A：词表；s' = s + a 时 P(s' ∣ s, a) = 1；R：末尾的得分；γ = 1",
-        code=["rollout.py:generate:tokens[rows, positions] = next_tokens",
-              "advantages.py:token_rewards:return penalty"],
-        tests=["test_policy_gradient.py::test_the_answers_are_all_there_are",
-               "test_derivations.py::test_a1_probability_of_a_trajectory"],
-        experiment="",
-        english=("The five parts of a decision process, for text. The transition appends the "
-                 "token and is certain: nobody has to learn a model of it."),
-        in_chinese=("决策过程的五个部分在文本里各是什么。转移就是接上 token，完全确定，不需要学习"
-                    "环境模型。")),
     Concept(
         "Markov property, and what is hidden (POMDP)", "马尔可夫性，以及部分可观测（POMDP）",
         equation="P(s_{t+1} ∣ s_t, a_t) = P(s_{t+1} ∣ s_1, a_1, …, s_t, a_t)",
@@ -212,18 +215,6 @@ MDP = [
         in_chinese=("以 token 为动作，就有价值、价值模型和 PPO 的逐 token 比率。以回答为动作，就"
                     "是没有状态的一次选择（老虎机）：RLOO、DPO、GSPO。")),
     Concept(
-        "discount", "折扣因子",
-        equation="G_t = Σ_k γ^k r_{t+k},   γ = 1",
-        why="b.1",
-        equation_zh="G_t = Σ_k γ^k r_{t+k}，γ = 1",
-        code=["train_ppo.py:Config:gamma: float"],
-        tests=["test_losses.py::test_gae_ends", "test_derivations.py::test_b1_return"],
-        experiment="",
-        english=("An answer is short and always ends, so no discount is needed. With γ < 1 the "
-                 "score hardly reaches the first tokens, and short answers are preferred."),
-        in_chinese=("回答不长而且总会结束，不需要折扣。γ < 1 时得分几乎传不到开头，而且会偏向短回"
-                    "答。")),
-    Concept(
         "teacher forcing, and own samples", "教师强制与自己采样",
         equation="log π(a_t ∣ demonstration's prefix)   or   log π(a_t ∣ own prefix)",
         why="f.6",
@@ -236,6 +227,15 @@ MDP = [
                  "the model goes on after its own tokens, mistakes included; RL trains on those."),
         in_chinese=("SFT 在别人写的前缀之后预测，所有 token 一次前向算完。使用时模型接着自己写的"
                     "（包括错的）往下写；强化学习训练的正是这些。")),
+    Concept(
+        "KV cache", "KV 缓存（键值缓存）",
+        equation="keys, values of s_{t+1} = those of s_t and one more",
+        equation_zh="s_{t+1} 的键和值 = s_t 的键和值，再加一个",
+        code=["model.py:KVCache"],
+        tests=["test_model.py::test_cache_equals_full_forward_at_every_position"],
+        experiment="",
+        english="Sampling a token costs one token's forward pass, not the whole answer's.",
+        in_chinese="每采样一个 token 只前向计算一个 token。"),
 ]
 
 VALUES = [
@@ -351,10 +351,11 @@ VALUES = [
         code=[],
         tests=["test_derivations.py::test_b11_q_learning", "test_derivations.py::test_b12_sarsa"],
         experiment="",
-        english=("Not in the code: a Q for each of 100,000 tokens is a second model of the "
-                 "policy's size, and a maximum over noisy estimates picks the largest error."),
-        in_chinese=("代码里没有：十万个 token 各要一个 Q，等于再来一个同样大的模型；对带噪声的估"
-                    "计取最大，会挑中误差最大的。")),
+        english=("Not in the code: Q has an output for each of 100,000 tokens, of which a state "
+                 "tries one at a time, and the maximum of so many noisy estimates picks the "
+                 "largest error. V is one number, and the next state is known anyway."),
+        in_chinese=("代码里没有：Q 有十万个输出，每个 token 一个，而一个状态每次只试其中一个；对这么多带噪声的估计取最"
+                    "大，会挑中误差最大的。V 只是一个数，而下一个状态本来就知道。")),
     Concept(
         "exploration", "探索",
         equation="a_t ~ softmax(logits / temperature), G answers to each prompt",
@@ -577,11 +578,12 @@ GRADIENTS = [
         tests=["test_policy_gradient.py::test_gae_with_lambda_1_forgives_any_critic",
                "test_policy_gradient.py::test_rloo",
                "test_policy_gradient.py::test_a_baseline_takes_variance_away"],
-        experiment="table",
+        experiment="gradient",
         english=("What does not depend on the action adds no bias, and takes away the variance of "
-                 "what all answers earn alike. The baseline's own noise comes on top."),
+                 "what all answers earn alike. The baseline's own noise comes on top. The best "
+                 "constant weighs returns by ‖∇log π‖²; the mean may be noisier than none."),
         in_chinese=("与动作无关的基线不引入偏差，并消除所有回答共有的那部分奖励带来的方差；"
-                    "但基线自身也有噪声。")),
+                    "但基线自身也有噪声。最好的常数以 ‖∇log π‖² 为权重；用均值可能比不用噪声更大。")),
     Concept(
         "actor-critic", "actor-critic（策略模型加价值模型）",
         equation="actor: ∇ log π · A(V);   critic: V → R",
@@ -667,7 +669,7 @@ PPO = [
     Concept(
         "plain gradient, TRPO, PPO", "普通策略梯度、TRPO、PPO 的对比",
         equation="one small step;   one step with KL ≤ δ;   several steps with a clip",
-        why="c.6, c.7, c.15",
+        why="c.6, c.7, c.15, c.16",
         equation_zh="走一小步；在 KL ≤ δ 内走一步；带裁剪走几步",
         code=["losses.py:policy_gradient_loss", "losses.py:ppo_policy_loss"],
         tests=["test_derivations.py::test_c7_what_the_surrogate_leaves_out",
@@ -816,7 +818,7 @@ KL = [
         tests=["test_closed_form.py::test_ends_at_the_optimum"],
         experiment="kl",
         english=("What RLHF maximises, and its solution: the score of the policy's own answers, "
-                 "less a price β for each nat of distance from the reference. PPO, RLOO and DPO "
+                 "minus a price β for each nat of distance from the reference. PPO, RLOO and DPO "
                  "arrive there."),
         in_chinese=("RLHF 的目标及其闭式解：策略自己的回答的得分，减去离参考模型每一 nat 的代价 β。"
                     "PPO、RLOO、DPO 都收敛到它。")),
@@ -1145,7 +1147,7 @@ PREFERENCES = [
         tests=["test_derivations.py::test_g2_objective_as_one_kl",
                "test_derivations.py::test_g3_optimal_policy"],
         experiment="",
-        english=("The objective is a constant less β KL(π‖π*), so π* is the best policy. Not in "
+        english=("The objective is a constant minus β KL(π‖π*), so π* is the best policy. Not in "
                  "the code: Z sums over all answers that there are. The tests' small world "
                  "computes it."),
         in_chinese=("目标等于一个常数减 β KL(π‖π*)，所以 π* 最优。代码里没有：Z 要对所有回答求"
@@ -1183,7 +1185,7 @@ PREFERENCES = [
         english=("Raise the chosen answer, lower the rejected one. The weight σ(−h) is near 1 "
                  "for pairs that the implicit reward orders wrong, near 0 for those it is sure "
                  "of."),
-        in_chinese="提高好回答，降低坏回答。权重 σ(−h)：排错的偏好对接近 1，有把握排对的接近 0。"),
+        in_chinese="提高被选中的回答，降低被拒绝的回答。权重 σ(−h)：排错的偏好对接近 1，有把握排对的接近 0。"),
     Concept(
         "DPO and contrastive learning", "DPO 与对比学习",
         equation="−log (exp s_w / (exp s_w + exp s_l)),   s = β log π/π_ref",
@@ -1205,7 +1207,7 @@ PREFERENCES = [
         english=("DPO asks for a difference, so the chosen answer's probability may fall as well; "
                  "this term works against that. The mean is over all chosen tokens of the batch; "
                  "RPO's is over each answer, then over pairs. The table shows both."),
-        in_chinese=("DPO 只要求差值，好回答的概率也可能下降；这一项减缓下降。"
+        in_chinese=("DPO 只要求差值，被选中的回答的概率也可能下降；这一项减缓下降。"
                     "这里对批次中全部 token 平均，RPO 先按每个回答平均。表中两种都有。")),
     Concept(
         "IPO, identity preference optimisation", "恒等偏好优化",
@@ -1277,10 +1279,11 @@ WRONG = [
                "test_reward_models.py::test_ensemble"],
         experiment="reward_models",
         english=("Here: a KL penalty, an early stop, a verifier in place of the model; in the lab, "
-                 "more pairs, and the mean or the least of three reward models. Not here: a reward "
-                 "model trained again on the policy's answers, people who read samples."),
+                 "more pairs, and the mean or the least of three reward models, none of which "
+                 "helped beyond the seeds' spread. Not here: a reward model trained again on the "
+                 "policy's answers, people who read samples."),
         in_chinese=("这里有：KL 惩罚、提前停止、用校验器代替模型；实验室里有：更多偏好对、三个奖励模型的均值或最小"
-                    "值。没有：用策略的新回答重新训练奖励模型、由人读样本。")),
+                    "值，都没有超出种子间波动的作用。没有：用策略的新回答重新训练奖励模型、由人读样本。")),
     Concept(
         "alignment tax", "对齐税",
         equation="other abilities: after RL − before RL",
@@ -1305,9 +1308,11 @@ WRONG = [
         experiment="curves",
         english=("The progress bar says so. Against it help a higher upper clip (DAPO), KL to the "
                  "reference, a higher temperature, a lower learning rate and an entropy bonus "
-                 "(`--entropy-coef`)."),
+                 "(`--entropy-coef`). The first is of DAPO's paper: in [the lab](lab/clip_kl.md) "
+                 "it did not raise entropy."),
         in_chinese=("熵趋于 0 时回答都一样；进度条会提示。对策：提高裁剪上界（DAPO）、对参考模型的 KL、"
-                    "提高温度、减小学习率、熵奖励（`--entropy-coef`）。")),
+                    "提高温度、减小学习率、熵奖励（`--entropy-coef`）。第一条是 DAPO 论文的说法，"
+                    "[实验室](lab/clip_kl.zh.md)里它没有提高熵。")),
     Concept(
         "pass@k", "pass@k 通过率",
         equation="1 − C(n − c, k) / C(n, k)",

@@ -64,8 +64,8 @@ OTHERS = {
     "loss": Number("loss", "损失", 1.1, 0.01),
     "accuracy": Number("pairs ranked right", "排对的偏好对", 0.05),
     "margin": Number("margin", "差值", 1.5, 0.01),
-    "chosen_reward": Number("chosen reward", "好回答的隐式奖励", 0.3),
-    "rejected_reward": Number("rejected reward", "坏回答的隐式奖励", 0.5),
+    "chosen_reward": Number("chosen reward", "被选中的回答的隐式奖励", 0.3),
+    "rejected_reward": Number("rejected reward", "被拒绝的回答的隐式奖励", 0.5),
 }
 NUMBERS_OF_RUNS = {**OF_MODEL, **OTHERS}
 

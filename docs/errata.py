@@ -58,8 +58,8 @@ GRADIENTS = [
         "两个基线，平均梯度相同，损失却分别是 3.6 和 −0.3。"),
     Erratum(
         "A baseline must not depend on the action, or it can't reduce the variance.",
-        "It must not depend on the action in order to be unbiased. With the action in it the "
-        "variance may fall further, but the mean gradient is another one.",
+        "The reason is bias, not variance: with the action in it the variance may fall further, "
+        "but the mean gradient is another one.",
         "with Q(s, a) for V(s) the variance is 0.41 of what it was, and the mean gradient is 0.",
         "a.13",
         "基线不能依赖动作，否则方差降不下来。",
@@ -81,7 +81,7 @@ GRADIENTS = [
         "equal means; the variance of reward-to-go is 0.56 of the other's.", "a.11, a.12",
         "用整个回答的奖励给每个 token 加权是有偏的，只有从当前往后的回报才对。",
         "两者均值相同：过去的奖励期望为 0。后者噪声更小。如果只在末尾有一个奖励，两者相同。",
-        "均值相等；后者的方差是前者的 0.56。"),
+        "均值相等；只计此后的奖励时，方差是用整个奖励时的 0.56。"),
     Erratum(
         "The group's mean contains the answer's own reward, so GRPO is biased (towards negative "
         "advantages).",
@@ -126,6 +126,15 @@ GRADIENTS = [
         "各 micro-batch 均值的均值就是整个批次的均值。",
         "只有各 micro-batch 的 token 数相同时才是。应当都除以整个批次的 token 数。",
         "批次的均值是 0.80，两个均值的均值是 0.50。"),
+    Erratum(
+        "∇J ≈ Σ_i R_i ∇log π(y_i), over the N samples.",
+        "A mean has its 1/N. Without it the gradient grows with the batch, and a learning rate or "
+        "a clip of the norm that fits one size fits no other.",
+        "each answer twice, and the sum's gradient is 2.0 times as long, the mean's 1.0 times.",
+        "a.16, a.18",
+        "∇J ≈ Σ_i R_i ∇log π(y_i)，对 N 个样本求和。",
+        "均值要除以 N。漏掉 1/N，梯度就随批次变大，适合一种批次大小的学习率和范数裁剪，换一种大小就不适合了。",
+        "每个回答重复一次：和的梯度变为 2.0 倍长，均值的是 1.0 倍。"),
     Erratum(
         "The temperature matters for sampling only.",
         "The policy that is trained is the one that sampled. Its log-probs are those at its "
@@ -201,6 +210,14 @@ PPO = [
         "PPO 需要偏好对。",
         "它需要每个回答的一个分数。从偏好对学出奖励模型是一种办法，用程序检查答案是另一种。",
         "一些回答给 1，其余给 0，PPO 的更新把正确回答的概率从 0.09 提高到 1.00。"),
+    Erratum(
+        "Without the critic, two models are left.",
+        "Three are: actor, reference and reward model. Two are left if a program checks the "
+        "answers.",
+        "a step of `train_grpo.py` uses 3 models with a reward model, 2 with a program.", "g.1",
+        "去掉价值模型，只剩两个模型。",
+        "还剩三个：策略模型、参考模型、奖励模型。由程序判断对错，才只剩两个。",
+        "`train_grpo.py` 的一步，用奖励模型时有 3 个模型，用程序判断时有 2 个。"),
 ]
 
 VALUES = [
@@ -310,8 +327,8 @@ PREFERENCES = [
         "它扩大的是差值。参数共享时，被选中的回答概率也可能下降，只要被拒绝的下降得更快。",
         "五个回答、两个共享参数：二十对中有 2 对，走一步后被选中的回答概率下降。"),
     Erratum(
-        "DPO's loss is log σ(h) (or: −log σ of rejected less chosen).",
-        "It is −log σ of chosen less rejected. Turned around, it learns the rejected answer, "
+        "DPO's loss is log σ(h) (or: −log σ of rejected minus chosen).",
+        "It is −log σ of chosen minus rejected. Turned around, it learns the rejected answer, "
         "without any warning but the accuracy.",
         "the chosen one of two answers ends at 1.00 with the right sign, at 0.00 with the other.",
         "g.9, g.12",

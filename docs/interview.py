@@ -12,7 +12,7 @@ from errata import link as erratum_link
 from questions import SECTIONS
 
 PAGES = {"English": ROOT / "docs" / "INTERVIEW.md", "Chinese": ROOT / "docs" / "INTERVIEW.zh.md"}
-FORMS = {"seconds": ".0f", "samples": ",.0f", "models": ".0f"}
+FORMS = {"seconds": ".0f", "samples": ",.0f", "models": ".0f", "entropy": ".3f"}
 # A \ joins two lines: the page's lines are longer than those of a source file.
 INTRO = {"English": """# Interview questions
 

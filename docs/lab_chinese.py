@@ -16,19 +16,22 @@ from support.plot import read_csv
 LAB = ROOT / "docs" / "lab"
 # Of gradient.md.
 GRADIENT = {
-    "**What are a baseline, a group and a critic worth?** Each method's gradient from 256 answers "
-    "against the true one, at two fixed policies. {}":
-        "**基线、组、价值模型各值多少？** 在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。{}",
+    "What are a baseline, a group and a critic worth?": "基线、组、价值模型各值多少？",
+    "Each method's gradient from 256 answers against the true one, at two fixed policies. {}":
+        "在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。{}",
+    "the SFT model of seed 0, and GRPO after 25 of its 50 steps":
+        "种子 0 的 SFT 模型，以及 GRPO 50 步中的第 25 步之后",
+    "* {} {}: **{}**.": "* {}{}：**{}**。",
     "For a cosine of 0.9, at {}: the batch's mean as a baseline needs {} times the answers of no "
     "baseline; a mean for each problem (RLOO, G = 8) needs {} times the answers of the batch's "
     "mean; GRPO, G = 8 needs {} times the answers of RLOO; an exact critic with λ = 0 needs {} "
     "times the answers of RLOO. Of what GRPO does, the division by the standard deviation alone "
     "needs {} times the answers of RLOO, that by length alone {} times.":
-        "要使余弦达到 0.9，{}：用批内均值作基线，所需的回答数是不用基线的 {} 倍；每道题用自己的均值（RLOO，G = 8），"
+        "要使余弦达到 0.9，在 {}：用批内均值作基线，所需的回答数是不用基线的 {} 倍；每道题用自己的均值（RLOO，G = 8），"
         "是批内均值的 {} 倍；GRPO（G = 8）是 RLOO 的 {} 倍；精确的价值模型加 λ = 0，是 RLOO 的 {} 倍。GRPO 的两步里，"
         "只除以标准差是 RLOO 的 {} 倍，只除以长度是 {} 倍。",
     " and ": " 和 ", " to ": " 至 ", "none found": "没有找到",
-    "the SFT model": "SFT 模型处", "halfway through GRPO": "GRPO 进行到一半时",
+    "the SFT model": "SFT 模型处", "halfway through GRPO": "GRPO 进行到一半处",
     "{:.2f} where {:.2f} of answers are right": "{:.2f}（回答的 {:.2f} 答对时）",
     "The mean reward is not the best baseline. A baseline b leaves the noise "
     "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is long. With b = 0 "
@@ -203,6 +206,16 @@ CHINESE = {
         "奖励过优化：更多偏好对、三个奖励模型代替一个、n 选一",
     "A model that knows two tasks is trained by reward on one: what is left of the other?":
         "会两个任务的模型，只用奖励训练其中一个：另一个还剩多少？",
+    "All methods, from the same SFT models": "全部方法，从同样的 SFT 模型开始",
+    # How it was run.
+    EXPERIMENTS["hard"].settings: "模型是内置的三分之一大，每步 64 个回答，30 步，学习率 5e-5",
+    EXPERIMENTS["credit"].settings:
+        "hard 的运行；每个看 8 个对的和 8 个错的回答，每个前缀续写 32 次",
+    EXPERIMENTS["length"].settings: "2 层的模型，每步 256 个回答，每组 8 个，40 步，学习率 5e-4",
+    EXPERIMENTS["stale"].settings: "2 层的模型，每步 256 个回答，每组 8 个，60 步，学习率 1e-3",
+    EXPERIMENTS["reward_models"].settings:
+        "每步 64 个回答，每组 4 个，20 步，学习率 4e-4；没有写明 n 的，n 是 256",
+    EXPERIMENTS["forgetting"].settings: "3 层的模型，每步 128 个回答，每组 8 个，80 步，学习率 3e-4",
     # What was expected.
     EXPERIMENTS["length"].expected:
         "判定之后写什么都改变不了奖励，所以无偏的梯度不会改变长度，只会随机游走。seq-mean"
@@ -303,6 +316,8 @@ CHINESE = {
     "at the end": "最后一次", "score at the best": "打分：最好的一次评估",
     "score at the end": "打分：最后一次",
     # Sentences.
+    ": ": "：", ", ": "、",
+    "{} ({})": "{}（{}）", "Settings: {}. Again: {}.": "设置：{}。重新运行：{}。",
     "One seed, so there is no spread to hold differences against.":
         "只有一个种子，没有波动可比。",
     "Against {}, no difference beyond the seeds' spread.":
@@ -310,9 +325,9 @@ CHINESE = {
     "Against {}, beyond the seeds' spread: {}.": "与“{}”相比，超出种子间波动的：{}。",
     "higher with {}": "更高的是 {}", "lower with {}": "更低的是 {}", "; ": "；",
     "Expected, written before the runs: {}": "运行之前写下的预期：{}",
-    "Mean ± standard deviation over {} seeds, in the last fifth of the steps. Bold: differs from "
-    "{} beyond the seeds' spread.":
-        "{} 个种子的均值 ± 标准差，取最后五分之一的步。粗体：与“{}”的差别超出种子间的波动。",
+    "Mean ± standard deviation over {} seeds; of what is measured at several steps, the last fifth "
+    "of them. Bold: differs from {} beyond the seeds' spread.":
+        "{} 个种子的均值 ± 标准差；多次测量的，取最后五分之一的步。粗体：与“{}”的差别超出种子间的波动。",
     "Mean ± standard deviation over {} seeds. Bold: falls beyond the seeds' spread while the score "
     "rises.": "{} 个种子的均值 ± 标准差。粗体：打分上升而正确率下降，且超出种子间的波动。",
     "Mean ± standard deviation over {} seeds.": "{} 个种子的均值 ± 标准差。",
@@ -367,6 +382,8 @@ def pages() -> dict[Path, str]:
             text = results_page(rows, say)
         else:
             text = experiment_page(file.stem, rows, say)
+        # No space between two Chinese words.
+        text = re.sub("(?<=[\u4e00-\u9fff]) (?=[\u4e00-\u9fff])", "", text)
         found[file.with_suffix(".zh.md")] = text
     return found
 

@@ -59,7 +59,7 @@ METHOD = """
 * `deep`: the first 10 layers of SmolLM2-135M; `wide`: the first 4 of Qwen2.5-0.5B, with 65,536 rows
   of its vocabulary. Random weights; rows of {prompt} + {answer} tokens, micro-batches of {tokens}.
 * Resident memory holds Python, torch and the program as well. They are measured and subtracted: the
-  same command with a model of one narrow layer, less what is predicted for that model, which leaves
+  same command with a model of one narrow layer, minus what is predicted for that model. This leaves
   {low:.0f} to {high:.0f} MB.
 * glibc keeps freed blocks for later, in holes that the next tensor often doesn't fit. So the
   processes run with `MALLOC_MMAP_THRESHOLD_=65536`: freed blocks go back at once. Without it,
@@ -79,7 +79,7 @@ def predicted(row: dict) -> float:
 
 
 def comparison() -> tuple[list[dict], list[float]]:
-    """-> rows with "predicted" and "tensors", what was measured less the program; the programs."""
+    """-> rows with "predicted" and "tensors", what was measured minus the program; the programs."""
     rows = json.loads(MEASURED.read_text())["rows"]
     programs, compared = {}, []
     for row in rows:

@@ -74,9 +74,9 @@ ROWS = {
     "The clip turned round: min where the loss needs max": (
         "裁剪写反：损失里该用 max 的地方用了 min",
         "负优势被无限推动；比率为 1 时看不出来"),
-    "The mean of micro-batch means": ("微批均值的均值", "长短回答的权重随微批大小而变"),
+    "The mean of micro-batch means": ("micro-batch 均值的均值", "长短回答的权重随 micro-batch 大小而变"),
     "The mean of micro-batch means, in SFT": (
-        "SFT 里微批均值的均值", "长短示范的权重随微批大小而变"),
+        "SFT 里micro-batch 均值的均值", "长短示范的权重随 micro-batch 大小而变"),
     "Dr. GRPO that still divides by each answer's length": (
         "Dr. GRPO 仍除以每个回答的长度",
         "两处改动只做了一处：长度偏差还在"),
@@ -89,7 +89,7 @@ ROWS = {
     "An unfinished answer scored by the reward model": (
         "让奖励模型给未结束的回答打分",
         "它没见过这种回答：从不结束的可能得分最高"),
-    "Gradients clipped after each micro-batch": ("每个微批之后都裁剪梯度", "步长取决于微批的大小"),
+    "Gradients clipped after each micro-batch": ("每个 micro-batch 之后都裁剪梯度", "步长取决于 micro-batch 的大小"),
     "The reward model read at the last column": ("在最后一列读取奖励模型", "得分取决于后面有多少填充"),
     "The reference is the policy itself": ("参考模型就是策略自己", "KL 永远是 0"),
     "A run that another one trains first leaves its own precision behind": (
@@ -195,8 +195,8 @@ The copy then trains for a few steps, eight or ten of GRPO and PPO and fifteen o
 **Of {all} mistakes {model} change what the trained model can do (how many answers are right, how \
 long they are, whether they end),
 {numbers} show in other numbers of the run alone, and {hidden} are invisible there**: {spread} \
-differ by less than seeds without a mistake do, {same}
-change no number at all, and for {unseen} there is no run here that could show them. A curve that \
+differ by less than seeds without a mistake do, in {same}
+no number changes at all, and for {unseen} there is no run here that could show them. A curve that \
 rises proves little: it is the tests
 that find most of these. And a mistake that does nothing in ten steps may do much in ten thousand. \
 Some look like an improvement.
@@ -241,8 +241,8 @@ Three mistakes of the same kind can't be made by changing a line here:
 * **Sampled text is decoded and tokenised again**, so that what is trained on is not what was \
 sampled: huggingface/trl#5224. Rollouts
   are ids from beginning to end; text is made only to be shown and rewarded.
-* **The sampler's log-probs serve as old log-probs** although cached decoding rounds otherwise \
-than a full forward. With both in
+* **The sampler's log-probs serve as old log-probs** although cached decoding rounds differently \
+from a full forward. With both in
   float32 the difference is near 1e-6 and changes nothing; in bfloat16 it is a ratio that isn't 1. \
 `train_grpo.py` and
   `train_ppo.py` take old log-probs with the function that takes the new ones.

@@ -112,7 +112,7 @@ TASK = [
               "losses.py:_clipped_surrogate:ratio = log_ratio"],
         tests=["test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         why="b.15, b.16",
-        errata=[17]),
+        errata=[18]),
     Question(
         question="Is text Markov? Is anything hidden?",
         answer=("The last token alone is not a Markov state. The whole prefix is, because it "
@@ -234,7 +234,7 @@ GRADIENTS = [
         code=["rollout.py:token_values", "rollout.py:token_log_probs"],
         tests=["test_rollout.py::test_value_of_a_state_is_read_before_its_action"],
         why="b.2, b.4",
-        errata=[22]),
+        errata=[24]),
     Question(
         question="Derive the policy gradient in one minute.",
         answer=("J is a sum over answers of probability times reward. Differentiate the "
@@ -260,12 +260,18 @@ GRADIENTS = [
         answer=("Probabilities sum to 1, so their gradients sum to 0, and E[∇log π] = 0 in every "
                 "state. A number that doesn't depend on the action can be taken out of that "
                 "mean: it adds 0. It only changes the noise."),
-        follow_up="Which one is best? Nearly the mean return of the state, V(s).",
+        follow_up=("Which one is best? The mean return weighted by ‖∇log π‖² (a.15). V(s) is near "
+                   "it only where that length has nothing to do with the reward. Here wrong "
+                   "answers are improbable and have long gradients: the best constant is a sixth "
+                   "of the mean, and the mean is noisier than no baseline "
+                   "([lab](lab/gradient.md))."),
         wrong="“Any baseline reduces variance.” A bad one adds to it.",
         question_zh="为什么基线不会给梯度带来偏差？",
         answer_zh=("概率之和为 1，所以梯度之和为 0，在每个状态都有 E[∇log π] = 0。与动作无关的数"
                    "可以提到均值外面，贡献为 0，只改变噪声。"),
-        follow_up_zh="哪个基线最好？大致是该状态的平均回报 V(s)。",
+        follow_up_zh=("哪个基线最好？以 ‖∇log π‖² 加权的平均回报（a.15）。只有这个长度与奖励无关时，它才接近 "
+                      "V(s)。这里答错的回答概率低、梯度长：最好的常数只有均值的六分之一，用均值反而比不用基线噪声"
+                      "更大（见[实验室](lab/gradient.zh.md)）。"),
         wrong_zh="“任何基线都能减小方差。”不好的基线会增大方差。",
         code=["advantages.py:rloo_advantages:others ="],
         tests=["test_policy_gradient.py::test_a_baseline_takes_variance_away",
@@ -302,7 +308,7 @@ GRADIENTS = [
         answer=("Generalised advantage estimation: a mean of the advantages after 1, 2, 3, … "
                 "real rewards, with weights that fall by λ per step. It comes out as a sum of TD "
                 "errors, δ_t + γλ δ_{t+1} + …, and is computed in one loop from the end."),
-        follow_up="What are its ends? λ = 0: one-step TD. λ = 1: the whole return less V(s_t).",
+        follow_up="What are its ends? λ = 0: one-step TD. λ = 1: the whole return minus V(s_t).",
         wrong=("“λ is a second discount.” γ changes what is maximised; λ changes only how it is "
                "estimated."),
         question_zh="什么是 GAE？",
@@ -331,7 +337,7 @@ GRADIENTS = [
         tests=["test_policy_gradient.py::test_a_smaller_lambda_has_less_variance",
                "test_policy_gradient.py::test_gae_with_lambda_below_1_needs_the_right_critic"],
         why="d.10, d.12, d.13",
-        errata=[19],
+        errata=[21],
         numbers=("With λ = 0 and a critic that starts from nothing PPO ends at "
                  "{lambda/critic from the policy, λ = 0/sampled}, with λ = 0.95 at "
                  "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
@@ -340,16 +346,16 @@ GRADIENTS = [
                     "{lambda/critic from the policy, λ = 0.95/sampled}（两个种子）。")),
     Question(
         question="Why is there no Q network, and no Q-learning?",
-        answer=("A Q network needs a number for each of 100,000 tokens in each state, and its "
-                "maximum picks the largest error. A language model already is a policy with one "
-                "logit for each token, so it is improved directly. As text moves "
+        answer=("A Q network has an output for each of 100,000 tokens, of which a state tries one "
+                "at a time, and its maximum picks the largest error. A language model already is a "
+                "policy with one logit for each token, so it is improved directly. As text moves "
                 "deterministically, r + V(next state) is Q anyway."),
         follow_up=("And SARSA? It evaluates the policy that acts, as the critic here does, but "
                    "with Q in the place of V."),
         wrong=("“DPO's implicit reward is a Q function, so DPO is Q-learning.” It fits one "
                "choice of a whole answer; there is no bootstrapping."),
         question_zh="为什么没有 Q 网络，也不用 Q-learning？",
-        answer_zh=("Q 网络要在每个状态为十万个 token 各给一个数，取最大值时会挑中误差最大的那个。"
+        answer_zh=("Q 网络有十万个输出，每个 token 一个，而一个状态每次只试其中一个；取最大值时会挑中误差最大的那个。"
                    "语言模型本身就是策略，每个 token 已有 logit，直接改进即可。而且文本的转移是确"
                    "定的，r + V(下一个状态) 就是 Q。"),
         follow_up_zh=("SARSA 呢？它评估的是正在行动的策略，与这里的价值模型一样，只是用 Q 而不是 "
@@ -365,7 +371,7 @@ GRADIENTS = [
                 "noisy. Let a critic say how the expected score changed at each token, A = "
                 "V(s_{t+1}) − V(s_t) (PPO). Or reward the steps themselves (process rewards). "
                 "This is credit assignment."),
-        follow_up=("What do the critic's advantages sum to? To the reward less the value of the "
+        follow_up=("What do the critic's advantages sum to? To the reward minus the value of the "
                    "prompt, R − V(s_1)."),
         wrong="“With a reward at the last token only the last token learns.”",
         question_zh="奖励只在末尾，前面的 token 怎么学？",
@@ -378,7 +384,12 @@ GRADIENTS = [
               "train_grpo.py:main:advantages = grpo_advantages"],
         tests=["test_losses.py::test_score_sits_on_the_last_action",
                "test_policy_gradient.py::test_reinforce"],
-        why="e.6, e.7, e.8, e.9"),
+        why="e.6, e.7, e.8, e.9",
+        numbers=("In [the lab](lab/credit.md) PPO's critic did not see where an addition goes "
+                 "wrong: its advantage's correlation with what a token changed is "
+                 "{credit/after 30 steps/credit_ppo} after 30 steps (three seeds)."),
+        numbers_zh=("在[实验室](lab/credit.zh.md)里，PPO 的价值模型看不出加法错在哪里：30 步之后，它的优势与 "
+                    "token 实际造成的变化的相关系数是 {credit/after 30 steps/credit_ppo}（三个种子）。")),
     Question(
         question="The critic regresses on noisy returns. Why does it learn the mean?",
         answer=("The squared error splits into (V − mean)² and the variance of the return. The "
@@ -397,7 +408,7 @@ GRADIENTS = [
         code=["losses.py:value_loss:loss = error", "advantages.py:explained_variance"],
         tests=["test_policy_gradient.py::test_the_critic_converges_to_the_bellman_values"],
         why="e.1, e.4, e.5, e.10",
-        errata=[22, 23],
+        errata=[24, 25],
         numbers=("At the end explained variance is "
                  "{lambda/critic from the policy, λ = 0.95/explained_variance}, with accuracy "
                  "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
@@ -509,13 +520,13 @@ PPO = [
                 "token."),
         follow_up=("When is it exactly on-policy? With one update per step: the ratio is 1 and "
                    "nothing is clipped."),
-        wrong=("“It has a ratio, so it is off-policy.” DPO is off-policy: its pairs are fixed "
-               "from the start."),
+        wrong=("“It has a ratio, so it is off-policy.” Each step samples anew. DPO is offline: its "
+               "pairs are fixed from the start."),
         question_zh="PPO 是同策略（on-policy）吗？在这里是什么意思？",
         answer_zh=("基本是。每一步都用当前策略重新采样，不保留旧数据；但一批样本要更新几次，从第"
                    "二次起样本就来自稍旧的策略，由比率逐 token 修正。"),
         follow_up_zh="什么时候严格同策略？每步只更新一次：比率为 1，什么都不裁剪。",
-        wrong_zh="“有比率，所以是异策略。”DPO 才是异策略：它的数据一开始就固定了。",
+        wrong_zh="“有比率，所以是异策略。”它每一步都重新采样。DPO 则是离线的：数据一开始就固定了。",
         code=["train_grpo.py:main:old = logp.detach()", "methods.py:MethodConfig:self.on_policy ="],
         tests=["test_policy_gradient.py::test_ratio_losses_are_a2c_where_the_policy_has_not_moved"],
         why="c.1, c.6, c.16"),
@@ -538,7 +549,7 @@ PPO = [
         code=["losses.py:_log_ratio", "losses.py:_clipped_surrogate:ratio = log_ratio"],
         tests=["test_policy_gradient.py::test_importance_sampling_corrects_for_another_sampler"],
         why="c.2, c.3, c.7, c.10",
-        errata=[16]),
+        errata=[17]),
     Question(
         question="What is TRPO, and why is PPO used instead?",
         answer=("TRPO maximises E[ρ A] under a limit on the mean KL to the old policy. Its step "
@@ -558,7 +569,7 @@ PPO = [
               'losses.py:_ratio_stats:"approx_kl"'],
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient"],
         why="c.10, c.12, c.13",
-        errata=[12]),
+        errata=[13]),
     Question(
         question="What is the clip, and how is it not the KL penalty?",
         answer=("min(ρ A, clip(ρ, 1 − ε, 1 + ε) A): a token that has moved far in the direction "
@@ -579,7 +590,7 @@ PPO = [
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient",
                "test_peers.py::test_peer[verl.ppo.nodual]"],
         why="c.14, c.15, f.15",
-        errata=[12]),
+        errata=[13]),
     Question(
         question="Why have both, the clip and the KL penalty?",
         answer=("They answer different questions. Without the clip, several updates on one batch "
@@ -628,7 +639,7 @@ PPO = [
         tests=["test_losses.py::test_where_the_clip_stops_the_gradient",
                "test_losses.py::test_dual_clip_bounds_the_loss"],
         why="c.14, c.15",
-        errata=[13, 14, 15]),
+        errata=[14, 15, 16]),
     Question(
         question="What keeps a critic from doing harm?",
         answer=("Start it from the reward model, which already knows what is good. Let it learn "
@@ -714,8 +725,8 @@ PPO = [
                "batch's, is used."),
         question_zh="显存被什么占满？",
         answer_zh=("每个要学习的模型：权重、梯度和 Adam 的两个矩，float32 下每个参数 16 字节；每"
-                   "个冻结的模型：权重；再加一个微批的激活、logits（批量 × 长度 × 词表），采样时"
-                   "还有 KV 缓存。缩小微批、重计算、分块算 logits，都不改变结果。"),
+                   "个冻结的模型：权重；再加一个 micro-batch 的激活、logits（批量 × 长度 × 词表），采样时"
+                   "还有 KV 缓存。缩小 micro-batch、重计算、分块算 logits，都不改变结果。"),
         follow_up_zh="价值模型为什么贵？它是第二个要学习的完整模型。",
         wrong_zh="“梯度累积会改变结果。”只要统一除以整批的个数就不会。",
         code=["rollout.py:score_actions:size = max", "support/memory.py:Plan"],
@@ -773,7 +784,7 @@ KL = [
         code=["losses.py:kl_exact"],
         tests=["test_losses.py::test_kl_estimators_by_enumeration"],
         why="f.2, f.3, f.4, f.5",
-        errata=[27]),
+        errata=[29]),
     Question(
         question="What are k1, k2 and k3?",
         answer=("Estimates of KL(π‖π_ref) from one sample's x = log π − log π_ref. k1 = x: "
@@ -793,7 +804,7 @@ KL = [
         tests=["test_losses.py::test_why_there_are_three_kl_estimators",
                "test_losses.py::test_kl_estimators_by_enumeration"],
         why="f.7, f.8, f.9, f.11",
-        errata=[25, 28]),
+        errata=[27, 30]),
     Question(
         question="KL in the reward or in the loss?",
         answer=("In the reward, −β k1 per token: it goes through advantages, so early tokens "
@@ -813,7 +824,7 @@ KL = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_closed_form.py::test_k3_in_the_loss_ends_elsewhere"],
         why="f.12, f.15, f.18",
-        errata=[24],
+        errata=[26],
         numbers=("With β = 0.5 the KL ends at {kl/none/kl_to_sft} without a penalty, "
                  "{kl/k1 in the loss/kl_to_sft} with k1 in the loss, "
                  "{kl/k3 in the loss/kl_to_sft} with k3, {kl/k1 in the reward/kl_to_sft} with k1 "
@@ -857,7 +868,7 @@ PREFERENCES = [
                    "preference, not infinite."),
         wrong="“A high score is a good answer.”",
         question_zh="奖励模型怎样训练？它的分数有什么含义？",
-        answer_zh=("Bradley-Terry 模型：好回答以概率 σ(r_w − r_l) 获胜，对偏好对最小化它的负对"
+        answer_zh=("Bradley-Terry 模型：被选中的回答以概率 σ(r_w − r_l) 获胜，对偏好对最小化它的负对"
                    "数。只有同一提示词内的分差有意义，单独一个 2 分什么也不说明。它是把词表换成一"
                    "个标量的语言模型，在最后一个 token 处读取。"),
         follow_up_zh="如果人们意见不一致？拟合出的分差是偏好概率的对数几率，而不是无穷大。",
@@ -866,7 +877,7 @@ PREFERENCES = [
         tests=["test_closed_form.py::test_the_reward_model_recovers_the_score_up_to_a_constant",
                "test_rollout.py::test_score_is_read_at_the_last_action_whatever_the_padding"],
         why="g.7, g.9, g.10",
-        errata=[32]),
+        errata=[34]),
     Question(
         question="Derive DPO in one minute.",
         answer=("The objective E[r] − β KL(π‖π_ref) has the solution π* = π_ref exp(r/β) / Z. "
@@ -900,17 +911,17 @@ PREFERENCES = [
         answer_zh=("没有奖励模型、没有价值模型，训练时不采样：两个模型，对固定的偏好对做分类损"
                    "失。代价是：只知道偏好对里的回答，不能尝试新的，概率还可能漏给任何一对里都没"
                    "有的回答。"),
-        follow_up_zh="怎么补救？用当前策略采样新的偏好对（在线 DPO），或加上好回答的 NLL。",
+        follow_up_zh="怎么补救？用当前策略采样新的偏好对（在线 DPO），或加上被选中的回答的 NLL。",
         wrong_zh="“DPO 不需要参考模型。”它不需要的是奖励*模型*；参考模型的对数概率可以事先算好。",
         code=["train_dpo.py:preference_loss:return dpo_loss"],
         tests=["test_closed_form.py::test_ends_at_the_optimum", "test_steps.py::test_preferences"],
         why="g.11, g.13",
-        errata=[29],
+        errata=[31],
         numbers=("{results/DPO/seconds} s of training; PPO on a reward model takes "
                  "{results/PPO on RM/seconds} s. Sampled accuracy {results/DPO/sampled}, and "
                  "{results/DPO without NLL/sampled} without the NLL of the chosen answers."),
         numbers_zh=("训练 {results/DPO/seconds} 秒，用奖励模型的 PPO 要 "
-                    "{results/PPO on RM/seconds} 秒。采样正确率 {results/DPO/sampled}，不加好回答"
+                    "{results/PPO on RM/seconds} 秒。采样正确率 {results/DPO/sampled}，不加被选中的回答"
                     "的 NLL 为 {results/DPO without NLL/sampled}。")),
     Question(
         question="What does DPO's gradient do?",
@@ -921,14 +932,14 @@ PREFERENCES = [
         wrong=("“A larger β moves it further.” The first steps are larger, the end is nearer to "
                "the reference."),
         question_zh="DPO 的梯度在做什么？",
-        answer_zh=("−β σ(−h) (∇log π(好回答) − ∇log π(坏回答))：提高好回答，降低坏回答。权重 "
+        answer_zh=("−β σ(−h) (∇log π(被选中) − ∇log π(被拒绝))：提高被选中的回答，降低被拒绝的回答。权重 "
                    "σ(−h)：隐式奖励排错的对接近 1，已经确信排对的对接近 0。"),
         follow_up_zh="开始时是多少？π = π_ref，h = 0，所有对的权重都是二分之一。",
         wrong_zh="“β 越大走得越远。”开头的步子更大，但终点离参考模型更近。",
         code=["losses.py:dpo_loss:h = chosen_reward"],
         tests=["test_losses.py::test_preference_losses_by_hand"],
         why="g.9, g.12",
-        errata=[31, 33]),
+        errata=[33, 35]),
     Question(
         question="Why do the log-probs of chosen answers fall in DPO?",
         answer=("The loss asks for a difference only. Chosen and rejected answers share tokens "
@@ -937,19 +948,19 @@ PREFERENCES = [
         follow_up=("What helps? The NLL of the chosen answers, a larger β, a lower learning "
                    "rate, fewer steps."),
         wrong="“DPO makes the chosen answer more likely.”",
-        question_zh="DPO 训练中，好回答的对数概率为什么会下降？",
-        answer_zh=("损失只要求差值。好坏回答共享 token 和参数，压低坏回答时好回答可能跟着降，两者"
+        question_zh="DPO 训练中，被选中的回答的对数概率为什么会下降？",
+        answer_zh=("损失只要求差值。两个回答共享 token 和参数，压低被拒绝的回答时被选中的回答可能跟着降，两者"
                    "失去的概率流向任何一对里都没有的回答。"),
-        follow_up_zh="怎么办？加上好回答的 NLL，增大 β，降低学习率，减少步数。",
-        wrong_zh="“DPO 会提高好回答的概率。”",
+        follow_up_zh="怎么办？加上被选中的回答的 NLL，增大 β，降低学习率，减少步数。",
+        wrong_zh="“DPO 会提高被选中的回答的概率。”",
         code=["train_dpo.py:main:loss = loss - config.nll_coef"],
         tests=["test_curves.py::test_dpo_does_not_see_both_sides_fall"],
         why="g.15",
-        errata=[30],
+        errata=[32],
         numbers=("At step 40 the chosen reward is {curve/dpo_no_nll/40/chosen_reward} without "
                  "the NLL, {curve/dpo/40/chosen_reward} with it, and greedy accuracy "
                  "{curve/dpo_no_nll/40/eval_greedy} and {curve/dpo/40/eval_greedy} (one seed)."),
-        numbers_zh=("第 40 步，好回答的隐式奖励：不加 NLL 为 "
+        numbers_zh=("第 40 步，被选中的回答的隐式奖励：不加 NLL 为 "
                     "{curve/dpo_no_nll/40/chosen_reward}，加 NLL 为 "
                     "{curve/dpo/40/chosen_reward}；贪心正确率为 "
                     "{curve/dpo_no_nll/40/eval_greedy} 和 {curve/dpo/40/eval_greedy}（一个种"
@@ -968,7 +979,7 @@ PREFERENCES = [
                    " InfoNCE）。含义上不是：打分来自归一化的概率，并与参考模型比较，最优解是策略"
                    "而不是嵌入。"),
         follow_up_zh="有多个负例呢？就是对多个回答排序（Plackett-Luce），Z 同样抵消。",
-        wrong_zh="“既然是对比学习，好回答就会被拉高。”拉大的只是差值。",
+        wrong_zh="“既然是对比学习，被选中的回答就会被拉高。”拉大的只是差值。",
         code=["losses.py:dpo_loss:h = chosen_reward"],
         tests=["test_peers.py::test_peer[trl.dpo]"],
         why="g.7, g.14"),
@@ -1005,8 +1016,8 @@ PREFERENCES = [
 GROUPS = [
     Question(
         question="What is GRPO's idea, and what has it over DPO?",
-        answer=("Sample G answers to each prompt; an answer's advantage is its reward less the "
-                "group's mean, over the group's standard deviation, for all its tokens; then "
+        answer=("Sample G answers to each prompt; an answer's advantage is its reward minus the "
+                "group's mean, divided by the group's standard deviation, for all its tokens; then "
                 "PPO's clipped loss with a k3 penalty. Over DPO: it learns from its own fresh "
                 "samples, can find answers that are in no data set, and uses how good an answer "
                 "is, not only which of two is better."),
@@ -1046,7 +1057,7 @@ GROUPS = [
               "train_ppo.py:main:advantages, returns = gae"],
         tests=["test_losses.py::test_bad_groups_are_refused"],
         why="g.16, d.9",
-        errata=[17],
+        errata=[18],
         numbers=("Sampled {results/GRPO/sampled} (GRPO) and {results/PPO/sampled} (PPO): apart "
                  "by less than the seeds' spread. Models in memory: {results/GRPO/models} and "
                  "{results/PPO/models}."),
@@ -1055,16 +1066,18 @@ GROUPS = [
                     "{results/PPO/models}。")),
     Question(
         question="What is each of PPO, DPO and GRPO better at?",
-        answer=("PPO: long answers or many turns, where credit for each token matters, and one "
-                "sample per prompt must do. DPO: fixed preference data, little hardware. GRPO: "
+        answer=("PPO: where one sample per prompt must do and, in theory, long answers or many "
+                "turns, where credit for each token matters (here the critic gave little: "
+                "[credit](lab/credit.md)). DPO: fixed preference data, little hardware. GRPO: "
                 "answers that can be scored well, and several samples per prompt that one can "
                 "afford."),
         follow_up=("Which would you try first? DPO on pairs; with a verifier GRPO; PPO if its "
                    "noise is the problem."),
         wrong="“GRPO is better than PPO.” They end alike here; GRPO is simpler.",
         question_zh="PPO、DPO、GRPO 各自适合什么？",
-        answer_zh=("PPO：回答长或轮次多，需要逐 token 分配功劳，每个提示词只能采一个样本。DPO：有"
-                   "现成的偏好数据，硬件少。GRPO：回答容易可靠打分，每个提示词采得起多个样本。"),
+        answer_zh=("PPO：每个提示词只能采一个样本；理论上还有回答长或轮次多，需要逐 token 分配功劳时（这里价值"
+                   "模型没有做到多少：[credit](lab/credit.zh.md)）。DPO：有现成的偏好数据，硬件少。"
+                   "GRPO：回答容易可靠打分，每个提示词采得起多个样本。"),
         follow_up_zh="先试哪个？有偏好对先试 DPO；有校验器先试 GRPO；噪声成问题时再用 PPO。",
         wrong_zh="“GRPO 优于 PPO。”在这里两者终点相同，GRPO 只是更简单。",
         code=["train_ppo.py:main", "train_grpo.py:main", "train_dpo.py:main"],
@@ -1092,7 +1105,12 @@ GROUPS = [
         wrong_zh="“GRPO 只能用于数学。”任何得分都可以，包括奖励模型的。",
         code=["support/rewards.py:exact_reward", "task.py:verify_answer"],
         tests=["test_data.py::test_verifier", "test_data.py::test_exact"],
-        why="g.20"),
+        why="g.20",
+        numbers=("Of answers that think, a critic's V after 30 steps of PPO has a correlation of "
+                 "{credit/after 30 steps/correlation} with the share of right continuations "
+                 "([lab](lab/credit.md), three seeds)."),
+        numbers_zh=("在写出过程的回答里，PPO 训练 30 步之后，V 与续写正确率的相关系数是 "
+                    "{credit/after 30 steps/correlation}（[实验室](lab/credit.zh.md)，三个种子）。")),
     Question(
         question="What does the group size do?",
         answer=("A larger group has a less noisy baseline and more often both right and wrong "
@@ -1189,9 +1207,11 @@ GROUPS = [
         tests=["test_peers.py::test_peer[trl.grpo_loss.dapo]"],
         why="c.14, c.15",
         numbers=("{results/DAPO/sampled} from {results/DAPO/samples} samples; GRPO "
-                 "{results/GRPO/sampled} from {results/GRPO/samples}."),
+                 "{results/GRPO/sampled} from {results/GRPO/samples}. Of the higher upper clip "
+                 "alone [the lab](lab/clip_kl.md) saw no effect on entropy or accuracy."),
         numbers_zh=("{results/DAPO/sampled}，用 {results/DAPO/samples} 个样本；GRPO "
-                    "{results/GRPO/sampled}，用 {results/GRPO/samples} 个。")),
+                    "{results/GRPO/sampled}，用 {results/GRPO/samples} 个。单独提高裁剪上界，"
+                    "[实验室](lab/clip_kl.zh.md)没有看到对熵或正确率的影响。")),
     Question(
         question="Why does GSPO take one ratio per answer, and what does CISPO clip?",
         answer=("The reward is the answer's, so GSPO corrects and clips the answer as a whole: s "
@@ -1212,7 +1232,7 @@ GROUPS = [
         code=["losses.py:gspo_loss:ratio = (log_ratio", "losses.py:cispo_loss:weight ="],
         tests=["test_peers.py::test_peer[trl.gspo]", "test_peers.py::test_peer[verl.cispo]"],
         why="c.2, c.3",
-        errata=[17],
+        errata=[18],
         numbers=("Sampled accuracy: GSPO {results/GSPO/sampled}, CISPO {results/CISPO/sampled}, "
                  "GRPO {results/GRPO/sampled}."),
         numbers_zh=("采样正确率：GSPO {results/GSPO/sampled}，CISPO {results/CISPO/sampled}，"
@@ -1295,11 +1315,16 @@ PRACTICE = [
         numbers=("Without a penalty greedy accuracy falls from "
                  "{results/PPO on RM, no KL/peak_greedy} to {results/PPO on RM, no KL/greedy}, "
                  "while the score rises from {results/PPO on RM, no KL/score_at_peak} to "
-                 "{results/PPO on RM, no KL/score}."),
+                 "{results/PPO on RM, no KL/score}. In [the lab](lab/reward_models.md) neither "
+                 "more pairs nor the mean or the least of three models helped beyond the seeds' "
+                 "spread: models with one start and pairs from one policy seem to share their "
+                 "errors."),
         numbers_zh=("不加惩罚，贪心正确率从 {results/PPO on RM, no KL/peak_greedy} 降到 "
                     "{results/PPO on RM, no KL/greedy}，得分却从 "
                     "{results/PPO on RM, no KL/score_at_peak} 升到 "
-                    "{results/PPO on RM, no KL/score}。")),
+                    "{results/PPO on RM, no KL/score}。在[实验室](lab/reward_models.zh.md)里，更多偏好对、"
+                    "三个模型的均值或最小值，都没有超出种子间波动的作用：起点相同、偏好对出自同一个策略的模型，"
+                    "错处看来是共有的。")),
     Question(
         question="What is the alignment tax?",
         answer=("What other abilities lose while one is trained: after InstructGPT's PPO, some "
@@ -1336,13 +1361,16 @@ PRACTICE = [
                 "reasoning improves on what is trained."),
         follow_up=("How would you check? pass@k for several k, and benchmarks that were not "
                    "trained."),
-        wrong="“RL never adds, it only sharpens.” On this task pass@8 rose too.",
+        wrong=("“A higher pass@1 shows new abilities.” Before RL one of eight samples was right "
+               "for nearly every problem: here RL mostly made likely what the model could do already. "
+               "Only pass@k at large k could show more."),
         question_zh="RLHF 会损害知识或推理吗？",
         answer_zh=("有可能。它让策略更确定：pass@1 上升，k 大时 pass@k 未必升，一些少见但正确的答"
                    "案会丢失；校准变差；人给语气的奖励并不是给真实性的。奖励可校验时，所训练的推"
                    "理会变好。"),
         follow_up_zh="怎么检查？看多个 k 的 pass@k，以及没有训练过的基准。",
-        wrong_zh="“强化学习从不增加能力，只是更确定。”在这个任务上 pass@8 也上升了。",
+        wrong_zh=("“pass@1 升高说明有了新能力。”训练之前，几乎每道题的八个样本里都有一个是对的：强化学习在这里主要是让本来"
+                  "就会的更常出现。只有 k 很大的 pass@k 才能看出更多。"),
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
         why="f.4",
@@ -1390,7 +1418,7 @@ PRACTICE = [
         wrong_zh="“1 − (1 − c/n)^k。”这是有放回地抽，偏低。",
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
-        errata=[34],
+        errata=[36],
         numbers="SFT: {results/SFT/sampled} at k = 1, {results/SFT/pass@8} at k = 8.",
         numbers_zh="SFT：k = 1 为 {results/SFT/sampled}，k = 8 为 {results/SFT/pass@8}。"),
     Question(
@@ -1435,10 +1463,15 @@ PRACTICE = [
         numbers=("In a good run entropy goes from {curve/grpo/1/entropy} to "
                  "{curve/grpo/25/entropy}; at temperature 0.2 it is {curve/grpo_cold/10/entropy} "
                  "in step 10, and {curve/grpo_cold/10/no_signal} of the groups have no signal "
-                 "(one seed)."),
+                 "(one seed). The wider clip is DAPO's; in [the lab](lab/clip_kl.md) it did not "
+                 "raise entropy: {clip_kl/4 epochs, clip 0.2 to 0.28, β = 0/entropy}, without it "
+                 "{clip_kl/4 epochs, clip 0.2, β = 0/entropy}."),
         numbers_zh=("正常的训练中，熵从 {curve/grpo/1/entropy} 降到 {curve/grpo/25/entropy}；温度"
                     "为 0.2 时，第 10 步是 {curve/grpo_cold/10/entropy}，无信号组的比例为 "
-                    "{curve/grpo_cold/10/no_signal}（一个种子）。")),
+                    "{curve/grpo_cold/10/no_signal}（一个种子）。放宽裁剪上界出自 DAPO；在"
+                    "[实验室](lab/clip_kl.zh.md)里它没有提高熵："
+                    "{clip_kl/4 epochs, clip 0.2 to 0.28, β = 0/entropy}，不放宽是 "
+                    "{clip_kl/4 epochs, clip 0.2, β = 0/entropy}。")),
     Question(
         question="Which average: over tokens, over answers, or by a constant?",
         answer=("Token mean: every token weighs the same, so long answers weigh more. Mean of "
@@ -1451,8 +1484,8 @@ PRACTICE = [
         answer_zh=("按 token 平均：每个 token 权重相同，长回答更重。先在回答内平均（GRPO）：每个"
                    "回答权重相同，长回答的 token 更轻，产生长度偏差。除以常数（Dr. GRPO）：与真实"
                    "梯度只差一个倍数。"),
-        follow_up_zh="微批怎么办？每个微批都除以整批的个数，不要除以自己的。",
-        wrong_zh="“微批均值的均值就是整批的均值。”",
+        follow_up_zh="micro-batch 怎么办？每个都除以整批的个数，不要除以自己的。",
+        wrong_zh="“micro-batch 均值的均值就是整批的均值。”",
         code=["losses.py:aggregate:return x.sum()", "losses.py:count_for"],
         tests=["test_losses.py::test_aggregate_modes",
                "test_rollout.py::test_gradient_of_a_split_batch_is_that_of_the_whole"],
@@ -1460,16 +1493,16 @@ PRACTICE = [
         errata=[9, 10],
         numbers=("[Where length is free](lab/length.md), wrong answers end longer than right ones "
                  "by {length/seq-mean/gap} tokens (answers), {length/token-mean/gap} (tokens), "
-                 "{length/seq-sum/gap} (constant; five seeds). On the built-in task it is not, and "
-                 "all end alike: {aggregation/seq-mean/response_length}, "
+                 "{length/seq-sum/gap} (constant; five seeds). On the built-in task length is "
+                 "not free, and answers end equally long: {aggregation/seq-mean/response_length}, "
                  "{aggregation/token-mean/response_length}, "
-                 "{aggregation/seq-sum/response_length}."),
+                 "{aggregation/seq-sum/response_length} tokens."),
         numbers_zh=("在[长度不受限制的任务](lab/length.zh.md)上，结束时错误的回答比正确的长："
                     "{length/seq-mean/gap} 个 token（按回答）、{length/token-mean/gap}（按 token）、"
                     "{length/seq-sum/gap}（常数；五个种子）。内置任务的长度是定下的，结束时都一"
                     "样：{aggregation/seq-mean/response_length}、"
                     "{aggregation/token-mean/response_length}、"
-                    "{aggregation/seq-sum/response_length}。")),
+                    "{aggregation/seq-sum/response_length} 个 token。")),
     Question(
         question="What if the sampler's probabilities are not the trainer's?",
         answer=("Another engine, bfloat16, a KV cache or a temperature make the sampled policy "
@@ -1493,7 +1526,7 @@ PRACTICE = [
                "test_rollout.py::test_sampled_log_probs_are_the_scored_ones",
                "test_memory.py::test_sampled_log_probs_are_near_the_scored_ones_in_bfloat16"],
         why="c.1",
-        errata=[11],
+        errata=[12],
         numbers=("[Right answers](lab/stale.md) after 60 steps: {stale/fresh/accuracy} with fresh "
                  "answers, {stale/bfloat16/accuracy} sampled in bfloat16, "
                  "{stale/4 steps old/accuracy} with weights 4 steps old; with those, "

@@ -52,6 +52,8 @@ class Experiment:
     base: str = ""
     # What theory says will happen, and why: written before the runs.
     expected: str = ""
+    # Of a world of its own: what model learns there, and how.
+    settings: str = ""
     seeds: int = 3
     # Whether NAME.py has a further figure: draw(folder) makes it from csv files.
     draws: bool = False
@@ -207,6 +209,7 @@ EXPERIMENTS = {
             "nothing, 0.05 harms. "
             "(7) PPO and A2C begin later: for two steps only the critic learns, and λ = 0.95 "
             "carries a sixth of a reward over 35 tokens."),
+        settings="a model a third as large, 64 answers per step, 30 steps, learning rate 5e-5",
         draws=True),
     "credit": Experiment(
         "PPO's critic: does V fall at the token where an addition goes wrong?",
@@ -223,6 +226,8 @@ EXPERIMENTS = {
             "a correlation with what a token really changed, and GRPO's, one number for the "
             "whole answer, has next to none. At equal answers PPO is then faster than GRPO "
             "once its critic is good; at equal seconds it is not, since its steps cost more."),
+        settings=("the runs of hard; 8 right and 8 wrong answers of each, 32 continuations of "
+                  "each prefix"),
         draws=True),
     "length": Experiment(
         "An answer may run on after its reward is decided: what makes it longer?",
@@ -239,6 +244,8 @@ EXPERIMENTS = {
         "constant, so neither should move. token-mean divides by the tokens of all 256 answers, "
         "of which an answer's own are a small part: its bias is smaller by about that factor, so "
         "it should do as seq-sum does.",
+        settings=("a model of 2 layers, 256 answers per step in groups of 8, 40 steps, learning "
+                  "rate 5e-4"),
         seeds=5),
     "stale": Experiment(
         "Answers sampled by something else than the policy: what does it cost?",
@@ -257,6 +264,8 @@ EXPERIMENTS = {
         "should help too, and neither in full, since a token's weight leaves out the tokens before "
         "it. At temperature 0.8 the sampler is surer than the policy that is scored: answers are "
         "less varied, and we expect a small loss that the weights repair.",
+        settings=("a model of 2 layers, 256 answers per step in groups of 8, 60 steps, learning "
+                  "rate 1e-3"),
         seeds=5),
     "clip_kl": Experiment(
         "GRPO, 64 answers per step: does the clip hold the policy, or the KL penalty?",
@@ -296,7 +305,9 @@ EXPERIMENTS = {
         "share cost nothing in a mean; the least of three should be the most careful (Coste et al. "
         "2023). Of one nat, best of n should make more than the policy gradient: it is nearly the "
         "most reward that a nat can buy, while the policy's KL is also spent on things that the "
-        "reward does not ask for. But it ends at 4.5 nats, before the deep fall."),
+        "reward does not ask for. But it ends at 4.5 nats, before the deep fall.",
+        settings=("64 answers per step in groups of 4, 20 steps, learning rate 4e-4; where no n is "
+                  "named, n is 256")),
     "forgetting": Experiment(
         "A model that knows two tasks is trained by reward on one: what is left of the other?",
         {},
@@ -312,5 +323,7 @@ EXPERIMENTS = {
         "speed. Demonstrations of the other task in each update (an SFT loss of weight 0.5, as in "
         "InstructGPT's PPO-ptx) should prevent it altogether. What is forgotten should go with the "
         "KL to the start (Shenfeld et al. 2025). The same updates by demonstrations of the trained "
-        "task, instead of by reward, should reach the same accuracy and forget more."),
+        "task, instead of by reward, should reach the same accuracy and forget more.",
+        settings=("a model of 3 layers, 128 answers per step in groups of 8, 80 steps, learning "
+                  "rate 3e-4")),
 }

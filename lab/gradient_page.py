@@ -2,6 +2,7 @@
 import math
 from pathlib import Path
 
+from lab.report import how_to_rerun, title
 from support.plot import read_csv, save_figure
 
 BATCH = 256                     # answers of one estimate
@@ -158,7 +159,7 @@ def conclusion(found: Found, policies: list[dict], say=str) -> str:
             "E[r |∇log π|²] / E[|∇log π|²], is {}. By this formula it leaves {} of the noise of no "
             "baseline, the mean reward {}. A verifier that says 0 and 1 is near the best by "
             "itself; one that says -1 and 1 has a baseline of a half.").format(
-                ", ".join(numbers), of_all("best_leaves"), of_all("mean_leaves"))
+                say(", ").join(numbers), of_all("best_leaves"), of_all("mean_leaves"))
     return text
 
 
@@ -191,9 +192,9 @@ def on_policy(found: Found, row: dict, say) -> str:
 
 def page(found: Found, policies: list[dict], say=str) -> str:
     """gradient.md. say: turns an English text into the page's language, see lab/report.py."""
-    lines = [say("**What are a baseline, a group and a critic worth?** Each method's gradient from "
-                 "256 answers against the true one, at two fixed policies. {}")
-             .format(conclusion(found, policies, say)), ""]
+    lines = [title("What are a baseline, a group and a critic worth?", say), "",
+             say("Each method's gradient from 256 answers against the true one, at two fixed "
+                 "policies. {}").format(conclusion(found, policies, say)), ""]
     header = [say("{}: limit | at 256 | for 0.9").format(say(p)) for p in found.policies]
     lines += [f"| | {' | '.join(header)} |", "|---" * (1 + 3 * len(header)) + "|"]
     for method in IN_TABLE:
@@ -219,9 +220,12 @@ def page(found: Found, policies: list[dict], say=str) -> str:
         verdict = "yes" if is_so else "no"
         if all(math.isnan(x) for x in numbers):
             verdict = "too noisy to say"
-        lines.append(f"* {say(claim)} {list_of(numbers)}: **{say(verdict)}**.")
+        lines.append(say("* {} {}: **{}**.").format(
+            say(claim), list_of(numbers, say(", ")), say(verdict)))
     lines += ["", f"![{say('Cosine at 256 answers, and answers for a cosine of 0.9')}]"
-                  "(gradient.png)"]
+                  "(gradient.png)", "",
+              how_to_rerun("compare.py gradient", "lab/gradient.py",
+                           "the SFT model of seed 0, and GRPO after 25 of its 50 steps", say)]
     return "\n".join(lines) + "\n"
 
 

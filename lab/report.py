@@ -121,9 +121,9 @@ def against(found: dict[str, list[float]], base: str, say=str) -> str:
         return say("Against {}, no difference beyond the seeds' spread.").format(say(base))
     told = []
     if higher:
-        told.append(say("higher with {}").format(", ".join(higher)))
+        told.append(say("higher with {}").format(say(", ").join(higher)))
     if lower:
-        told.append(say("lower with {}").format(", ".join(lower)))
+        told.append(say("lower with {}").format(say(", ").join(lower)))
     text = say("Against {}, beyond the seeds' spread: {}.")
     return text.format(say(base), say("; ").join(told))
 
@@ -183,20 +183,33 @@ def table_of_humps(rows: list[dict], say) -> str:
     return table(["", *map(say, header)], lines)
 
 
+def title(text: str, say=str) -> str:
+    return f"# {say(text)}"
+
+
+def how_to_rerun(command: str, file: str, settings: str = "", say=str) -> str:
+    """A page's last line."""
+    place = f"[`{file}`](../../{file})"
+    if settings:
+        place = say("{} ({})").format(place, say(settings))
+    return say("Settings: {}. Again: {}.").format(place, f"`python {command}`")
+
+
 def experiment_page(which: str, rows: list[dict], say=str) -> str:
     e = EXPERIMENTS[which]
     n_seeds = len({row["seed"] for row in rows})
-    paragraphs = [f"**{say(e.question)}**"]
+    paragraphs = [title(e.question, say)]
     if e.expected:
         paragraphs.append(say("Expected, written before the runs: {}").format(say(e.expected)))
     if e.base:
         paragraphs += [
             table_of_ends(rows, e, say),
-            say("Mean ± standard deviation over {} seeds, in the last fifth of the steps. Bold: "
-                "differs from {} beyond the seeds' spread.").format(n_seeds, say(e.base))]
+            say("Mean ± standard deviation over {} seeds; of what is measured at several steps, "
+                "the last fifth of them. Bold: differs from {} beyond the seeds' spread.").format(
+                    n_seeds, say(e.base))]
         # Of more settings the bold numbers tell more than a sentence does.
         if len(grouped(rows, name)) <= 8:
-            verdicts = [f"{say(label)}: {against(ends(rows, y), e.base, say)}"
+            verdicts = [f"{say(label)}{say(': ')}{against(ends(rows, y), e.base, say)}"
                         for label, y in measured(e).items()]
             paragraphs.append("\n".join(f"* {verdict}" for verdict in verdicts))
     else:
@@ -204,7 +217,9 @@ def experiment_page(which: str, rows: list[dict], say=str) -> str:
             table_of_humps(rows, say),
             say("Mean ± standard deviation over {} seeds. Bold: falls beyond the seeds' spread "
                 "while the score rises.").format(n_seeds)]
-    paragraphs.append(f"![{say(e.question)}]({which}.png)")
+    file = "lab/experiments.py" if e.runs else f"lab/{which}.py"
+    paragraphs += [f"![{say(e.question)}]({which}.png)",
+                   how_to_rerun(f"compare.py {which}", file, e.settings, say)]
     return "\n\n".join(paragraphs) + "\n"
 
 
@@ -229,17 +244,19 @@ def results_page(rows: list[dict], say=str) -> str:
     sampled = {method: values(method, "sampled") for method in policies}
     peaks = ["peak_greedy", "greedy", "peak_sampled", "sampled", "score_at_peak", "score"]
     return "\n\n".join([
+        title("All methods, from the same SFT models", say),
         say("Mean ± standard deviation over {} seeds.").format(n_seeds),
         of_columns([*COLUMNS][:8], policies),
         say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
             "that the policy sampled to learn from; DPO and its relatives learn from pairs. "
             "seconds: of processor time, of the training script. models: full models in memory "
             "while it trains."),
-        f"{say(RIGHT[0])}: {against(sampled, 'GRPO', say)}",
+        f"{say(RIGHT[0])}{say(': ')}{against(sampled, 'GRPO', say)}",
         say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
             "evaluation and at the end:").format(cell("reward model", "pairs")),
         of_columns(peaks, [m for m in policies if values(m, "score")]),
         f"![{say(RIGHT[0])}](methods.png)",
+        how_to_rerun("compare.py", "lab/experiments.py", say=say),
     ]) + "\n"
 
 

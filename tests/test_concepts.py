@@ -79,8 +79,8 @@ def test_links_into_the_code_resolve():
 
 
 def test_experiments_exist():
-    assert {row.experiment for row in ROWS} == {"", "table", "curves", *EXPERIMENTS}
-    files = ["lab/results.md", "READING_CURVES.md",
+    assert {row.experiment for row in ROWS} == {"", "table", "curves", "gradient", *EXPERIMENTS}
+    files = ["lab/results.md", "READING_CURVES.md", "lab/gradient.md",
              *(f"lab/{name}.md" for name in EXPERIMENTS)]
     for file in files:
         for language, file in (("English", file), ("Chinese", file.replace(".md", ".zh.md"))):
@@ -121,8 +121,8 @@ def test_the_lab_in_chinese_has_the_numbers_of_the_english_pages():
         values = [re.findall(r"\d[\d.,]* ± \d[\d.,]*\d", page) for page in (text, english)]
         assert values[0] == values[1], file.name
         # What is left in English are names.
-        words = set(re.findall("[a-z]{4,}", re.sub(r"\(.*?\.png\)", "", text)))
-        assert words <= {"pass", "mean", "token", "nats", "seq", "bfloat"}, file.name
+        words = set(re.findall("[a-z]{4,}", re.sub(r"\(\S*?\.(png|py)\)|`.*?`", "", text)))
+        assert words <= {"pass", "mean", "token", "nats", "seq", "bfloat", "hard"}, file.name
 
 
 def test_a_sentence_of_another_form_is_refused():

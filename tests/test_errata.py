@@ -13,12 +13,16 @@ import pytest
 import torch
 
 import test_policy_gradient as text
+import train_grpo
 from advantages import (
     discounted_returns, explained_variance, gae, grpo_advantages, token_rewards)
 from evaluate import pass_at_k
 from losses import (
     aggregate, dpo_loss, grpo_loss, gspo_loss, kl_exact, kl_k1, kl_k2, kl_k3, policy_gradient_loss,
     ppo_policy_loss, reward_model_loss, value_loss)
+from model import ModelConfig, ScalarModel, Transformer
+from support.pretrained import save_pretrained
+from support.tokenizer import builtin_tokenizer
 from test_closed_form import Answers, Bandit, dpo, normalised, total_variation, train
 from test_derivations import STATE, close, draw, expect, grad, policy_of, t, tree
 
@@ -54,7 +58,7 @@ def off(found, truth=None):
 
 
 def value_advantages(shift=0.0):
-    """Returns less the true values, and a shift."""
+    """Returns minus the true values, and a shift."""
     w = world()
     return gae(w.rewards, (w.value + shift)[text.STATE], text.MASK, lam=1.0)[0]
 
@@ -137,7 +141,19 @@ def test_10_mean_of_means():
           + aggregate(x[1:], mask[1:], denominator=total), 0.8)
 
 
-def test_11_scored_at_another_temperature():
+def test_11_a_mean_has_its_n():
+    """Each answer twice, and the gradient's length to what it was."""
+    w = world()
+    for denominator, expected in [(1, "2.0"), (None, "1.0")]:
+        lengths = []
+        for rows in ([*range(15)], [*range(15)] * 2):
+            loss, _ = policy_gradient_loss(w.logp[rows], w.score[rows], text.MASK[rows], "seq-sum",
+                                           denominator)
+            lengths.append(w.grad(loss).norm())
+        about(lengths[1] / lengths[0], expected)
+
+
+def test_12_scored_at_another_temperature():
     """Sampled at 0.5, scored at 1: the mean gradient, with the ratio that is taken for 1."""
     w = world()
     hot = torch.log_softmax(w.theta.detach() / 0.5, 1)[text.STATE, text.ACTION] * text.MASK
@@ -148,7 +164,7 @@ def test_11_scored_at_another_temperature():
 
 # ---------------------------------------------------------------------------------------------- PPO
 
-def test_12_the_clip_is_no_bound():
+def test_13_the_clip_is_no_bound():
     """One of four actions, with the advantage 1 and a clip of 0.2; many updates on that sample."""
     logits = torch.zeros(4, dtype=f64, requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.1)
@@ -161,13 +177,13 @@ def test_12_the_clip_is_no_bound():
     about(4 * torch.softmax(logits, 0)[0], "2.6")
 
 
-def test_13_losses_have_no_bound():
+def test_14_losses_have_no_bound():
     loss, stats = ppo_policy_loss(t([10.0]).log(), t([0.0]), t([-1.0]), ONE)
     about(loss, "10.0")
     about(stats["clip_fraction"], "0")
 
 
-def test_14_clip_without_the_min():
+def test_15_clip_without_the_min():
     """The ratio has fallen to 0.5, and the advantage says that it should rise."""
     logp = t([0.5]).log().requires_grad_()
     right = grad(ppo_policy_loss(logp, t([0.0]), t([1.0]), ONE)[0], logp)
@@ -176,7 +192,7 @@ def test_14_clip_without_the_min():
     about(wrong, "0.0")
 
 
-def test_15_the_min_for_a_negative_advantage():
+def test_16_the_min_for_a_negative_advantage():
     """A bad action has become twice as likely; with max for min, nothing pushes it back."""
     logp, A = t([2.0]).log().requires_grad_(), -1.0
     right = grad(ppo_policy_loss(logp, t([0.0]), t([A]), ONE)[0], logp)
@@ -186,7 +202,7 @@ def test_15_the_min_for_a_negative_advantage():
     about(wrong, "0.0")
 
 
-def test_16_ratios_of_tokens_are_not_exact():
+def test_17_ratios_of_tokens_are_not_exact():
     w, old = world(), text.World(7)
     returns = discounted_returns(w.rewards, text.MASK) * old.p[:, None]
     loss, _ = ppo_policy_loss(w.logp, old.logp.detach(), returns, text.MASK, 1.0, 1e9,
@@ -194,7 +210,7 @@ def test_16_ratios_of_tokens_are_not_exact():
     about(off(-w.grad(loss)), "68")
 
 
-def test_17_grpo_has_a_ratio_for_each_token():
+def test_18_grpo_has_a_ratio_for_each_token():
     logp, old = t([0.3, -0.3, 0.0]), t([0.0, 0.0, 0.0])
     mask = torch.ones(1, 3)
     stats = grpo_loss(logp, old, None, t(1.0), mask)[1]
@@ -202,7 +218,7 @@ def test_17_grpo_has_a_ratio_for_each_token():
     about(gspo_loss(logp, old, t(1.0), mask)[1]["clip_fraction"], "0.00")
 
 
-def test_18_ppo_needs_no_pairs():
+def test_19_ppo_needs_no_pairs():
     """Answers that start with 0 are right. Twenty rollouts, four updates on each."""
     w = world()
     theta = w.theta.detach().clone().requires_grad_()
@@ -224,9 +240,29 @@ def test_18_ppo_needs_no_pairs():
     about((logp().sum(1).exp() * right).sum(), "1.00")
 
 
+def test_20_without_a_critic(tmp_path):
+    """Each model looks tokens up in an embedding of its own."""
+    tokenizer = builtin_tokenizer()
+    policy = Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64))
+    save_pretrained(policy, tokenizer, tmp_path / "policy")
+    save_pretrained(ScalarModel(policy), tokenizer, tmp_path / "scores")
+    flags = ("--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --eval-every 0 "
+             "--overwrite")
+    for rewarded, expected in [(["--reward-model", str(tmp_path / "scores")], "3"), ([], "2")]:
+        used = set()
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(
+            lambda module, _: used.add(module) if isinstance(module, torch.nn.Embedding) else None)
+        try:
+            train_grpo.main(["--model", str(tmp_path / "policy"), *rewarded, *flags.split(),
+                             "--out", str(tmp_path / "run")])
+        finally:
+            hook.remove()
+        about(len(used), expected)
+
+
 # ------------------------------------------------------------------------------------------- values
 
-def test_19_td_and_monte_carlo():
+def test_21_td_and_monte_carlo():
     w = world()
     wrong = w.value + draw(7, seed=9)
     found = {}
@@ -239,7 +275,7 @@ def test_19_td_and_monte_carlo():
     about(found[1.0][1], "0")
 
 
-def test_20_lambda_one_is_no_licence():
+def test_22_lambda_one_is_no_licence():
     """A critic that is 5 too high. The plain gradient is right on average; PPO's, after the policy
     has moved, isn't."""
     w, old = world(), text.World(0)
@@ -255,7 +291,7 @@ def test_20_lambda_one_is_no_licence():
     about(off(found[1], found[0]), "11")
 
 
-def test_21_a_bootstrapped_critic():
+def test_23_a_bootstrapped_critic():
     """A critic that says 0 everywhere, and answers scored at their end: the mean target of the
     first state, against its value."""
     w = world()
@@ -267,7 +303,7 @@ def test_21_a_bootstrapped_critic():
     about(w.value[0], "0.98")
 
 
-def test_22_a_perfect_critic_has_a_loss():
+def test_24_a_perfect_critic_has_a_loss():
     w = tree()
     G = w.rewards.flip(1).cumsum(1).flip(1)
     root, V = w.p.sqrt()[:, None], w.value[STATE]
@@ -277,7 +313,7 @@ def test_22_a_perfect_critic_has_a_loss():
     about(explained_variance(V[rows].flatten(), G[rows].flatten()), "0.24")
 
 
-def test_23_the_squared_td_error():
+def test_25_the_squared_td_error():
     """Its minimum, if the target is differentiated as well. It is a square, so that one Newton step
     leads there."""
     w = tree()
@@ -295,7 +331,7 @@ def test_23_the_squared_td_error():
 
 # ----------------------------------------------------------------------------------------------- KL
 
-def test_24_k1_in_the_loss():
+def test_26_k1_in_the_loss():
     found = {}
     for name, penalty in [("none", lambda x, y: 0 * x), ("k1", kl_k1), ("k2", kl_k2)]:
         bandit = Bandit()
@@ -306,7 +342,7 @@ def test_24_k1_in_the_loss():
     about(found["k2"], "0.04")
 
 
-def test_25_k3_in_the_loss():
+def test_27_k3_in_the_loss():
     """Far from the reference: the cosine of the two gradients, and their lengths."""
     logits, ref = draw(5, seed=1).mul(2).requires_grad_(), torch.log_softmax(draw(5, seed=2), 0)
     logp = torch.log_softmax(logits, 0)
@@ -317,7 +353,7 @@ def test_25_k3_in_the_loss():
     about(torch.cosine_similarity(k3, reverse, 0), "0.64")
 
 
-def test_26_estimates_may_be_negative():
+def test_28_estimates_may_be_negative():
     p, ref = policy_of(draw(50, seed=1)), policy_of(draw(50, seed=2))
     x = (p / ref).log()
     about((p * (x < 0)).sum(), "0.21")
@@ -325,14 +361,14 @@ def test_26_estimates_may_be_negative():
     assert kl_k3(p.log(), ref.log()).min() >= 0
 
 
-def test_27_samples_of_the_reference():
+def test_29_samples_of_the_reference():
     p, ref = policy_of(draw(50, seed=1)), policy_of(draw(50, seed=2))
     wrong = (ref * kl_k1(p.log(), ref.log())).sum()
     about(wrong, "-1.06")
     close(wrong, -(ref * (ref / p).log()).sum())
 
 
-def test_28_k2_is_biased():
+def test_30_k2_is_biased():
     p, ref = policy_of(draw(50, seed=1)), policy_of(draw(50, seed=2))
     about((p * kl_k2(p.log(), ref.log())).sum(), "1.03")
     about((p * (p / ref).log()).sum(), "0.84")
@@ -340,7 +376,7 @@ def test_28_k2_is_biased():
 
 # -------------------------------------------------------------------------------------- preferences
 
-def test_29_dpo_without_its_reference():
+def test_31_dpo_without_its_reference():
     right, wrong = Answers(), Answers()
     train(right.theta, dpo(right), steps=400)
     best = right.best
@@ -352,7 +388,7 @@ def test_29_dpo_without_its_reference():
     about(total_variation(p, normalised((wrong.score / 0.5).exp())), "0.00")
 
 
-def test_30_dpo_may_lower_the_chosen():
+def test_32_dpo_may_lower_the_chosen():
     """A table of two logits for five answers: what shares parameters moves together."""
     features = draw(5, 2, seed=3)
     theta = draw(2, seed=4).requires_grad_()
@@ -365,7 +401,7 @@ def test_30_dpo_may_lower_the_chosen():
     about(n_falls, "2")
 
 
-def test_31_dpo_turned_around():
+def test_33_dpo_turned_around():
     logp = torch.zeros(2, dtype=f64, requires_grad=True)
     for sign, share in [(1, "1.00"), (-1, "0.00")]:
         theta = torch.zeros(2, dtype=f64, requires_grad=True)
@@ -376,13 +412,13 @@ def test_31_dpo_turned_around():
         about(torch.softmax(theta, 0)[0], share)
 
 
-def test_32_scores_are_not_absolute():
+def test_34_scores_are_not_absolute():
     chosen, rejected, of_prompt = draw(3, 6)
     close(reward_model_loss(chosen, rejected)[0],
           reward_model_loss(chosen + of_prompt, rejected + of_prompt)[0])
 
 
-def test_33_a_larger_beta():
+def test_35_a_larger_beta():
     """The first gradient is longer, and the end is nearer to the reference."""
     score, ref = draw(5, seed=5), torch.log_softmax(draw(5, seed=6), 0)
     i, j = torch.combinations(torch.arange(5)).T
@@ -401,7 +437,7 @@ def test_33_a_larger_beta():
 
 # --------------------------------------------------------------------------------------- evaluation
 
-def test_34_pass_at_k():
+def test_36_pass_at_k():
     """Two of eight answers are right. The mean of both formulas over all that may be sampled, where
     an answer is right with probability 0.25."""
     about(pass_at_k(8, 2, 4), "0.79")

@@ -50,7 +50,7 @@ def expected(place):
                  report.grouped(rows, lambda row: row["method"])[path[0]]]
     else:
         found = report.ends(rows, column)[path[0]]
-    forms = {"seconds": ".0f", "samples": ",.0f", "models": ".0f"}
+    forms = {"seconds": ".0f", "samples": ",.0f", "models": ".0f", "entropy": ".3f"}
     return report.shown(found, forms.get(column, ".2f"))
 
 
