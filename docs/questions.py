@@ -1362,8 +1362,8 @@ PRACTICE = [
         follow_up=("How would you check? pass@k for several k, and benchmarks that were not "
                    "trained."),
         wrong=("“A higher pass@1 shows new abilities.” Before RL one of eight samples was right "
-               "for nearly every problem: here RL mostly made likely what the model could do already. "
-               "Only pass@k at large k could show more."),
+               "for nearly every problem: here RL mostly made likely what the model could do "
+               "already. Only pass@k at large k could show more."),
         question_zh="RLHF 会损害知识或推理吗？",
         answer_zh=("有可能。它让策略更确定：pass@1 上升，k 大时 pass@k 未必升，一些少见但正确的答"
                    "案会丢失；校准变差；人给语气的奖励并不是给真实性的。奖励可校验时，所训练的推"

@@ -28,10 +28,10 @@ def pick_device(config) -> torch.device:
         if name == "cuda" and world() > 1:
             name = f"cuda:{dist.get_node_local_rank()}"
         device = torch.device(name or "cpu")
+        torch.empty(0, device=device)
         if device.type == "cuda" and device.index is not None:
             # What makes no tensor, such as a stream, asks for the current device.
             torch.cuda.set_device(device)
-        torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         # It is not the name of a device, or torch was built without it.
         raise UserError(f"--device {name}: not available here, expected cuda, mps or cpu") from None
