@@ -16,8 +16,9 @@ import torch.nn.functional as F
 
 from model import KVCache, Transformer, attend
 
-# Whole rows of queries, keys and values are copies in memory. So they cost less than they save.
-LARGEST_SHARE = 0.75
+# Whole rows of queries, keys and values are copies, in memory and in time. Up to this share of the
+# tokens the rest saves more of both (1.06 times on a CPU at 0.86, 1.15 times at 0.8).
+LARGEST_SHARE = 0.85
 # On a GPU, copies cost time where the products of a layer, so many multiplications, do not.
 PRODUCTS_GPU = 2 ** 33
 

@@ -133,9 +133,9 @@ def test_what_the_backward_pass_needs_is_less_at_the_largest_share(group_batch):
     """Copies of whole rows included."""
     model = PrefixTransformer(ModelConfig(vocab_size=40, dim=32, n_layers=3, n_heads=4,
                                           n_kv_heads=4, ffn_dim=64, max_seq_len=32))
-    # 12 rows of 20, just under three quarters of them different.
+    # 12 rows of 20, four fifths of them different.
     tokens = torch.randint(0, 40, (12, 20), generator=torch.Generator().manual_seed(0))
-    tokens[:, :6] = tokens[0, :6]
+    tokens[:, :4] = tokens[0, :4]
 
     def saved(model):
         sizes = {}
@@ -145,7 +145,7 @@ def test_what_the_backward_pass_needs_is_less_at_the_largest_share(group_batch):
             model.hidden(tokens)
         return sum(x.untyped_storage().nbytes() for x in sizes.values())
     share = tokens_computed(model, lambda: model.hidden(tokens)) / tokens.numel()
-    assert 0.7 < share <= prefixes.LARGEST_SHARE < 0.8
+    assert 0.8 < share <= prefixes.LARGEST_SHARE < 0.9
     assert saved(model) < saved(as_plain(model))
 
 
