@@ -119,9 +119,8 @@ def load_function(flag: str, spec: str, expected: str):
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise ValueError(f"{flag} {spec}: expected {expected} with a file that exists")
-    module = _make_module(file)
     try:
-        module.__spec__.loader.exec_module(module)
+        module = import_file(file)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{flag} {spec}: importing {file} failed: {error!r}") from error
     function = getattr(module, name, None)
@@ -130,14 +129,15 @@ def load_function(flag: str, spec: str, expected: str):
     return function
 
 
-def _make_module(file: str):
-    """An empty module for a file of Python, which has not run yet."""
+def import_file(file: str):
+    """A file of Python as a module, whatever its name ends in. Runs the user's code."""
     # dataclasses and pickle look things up in the module of this name, so sys.modules must have it.
     digest = zlib.crc32(str(Path(file).resolve()).encode())
     module_name = f"reward_file_{digest:08x}"
     loader = SourceFileLoader(module_name, file)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader))
     sys.modules[module_name] = module
+    loader.exec_module(module)
     return module
 
 
