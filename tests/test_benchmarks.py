@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,6 +168,33 @@ def test_resume_finds_weights_that_differ(day, monkeypatch):
     monkeypatch.setattr(gpu_day, "load_pretrained", differs)
     found = gpu_day.compare_resumed(day)
     assert not found["ok"] and 0 < found["resumed"] < 2e-6 and found["repeated"] == 0
+
+
+def test_a_folder_is_made_and_can_be_used_again(tmp_path, monkeypatch):
+    """What an earlier day left there, whole or not, stops nothing."""
+    config = gpu_day.Config(device="cpu", tiny=True)
+    day = gpu_day.Day(config, tmp_path / "new" / "folder")
+    write = gpu_day.write_tiny_task
+
+    def fails(*given):
+        raise KeyboardInterrupt
+    for name, broken in (("write_tiny_task", lambda place: (write(place), fails())),
+                         ("train", fails)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(gpu_day, name, broken)
+            day.place()
+    place = day.place()
+    assert (place / "sft").is_dir() and (place / "rm" / "model").is_dir()
+
+    def run(command, cwd, **how):
+        assert list(cwd.iterdir()) == [] or command[1].name == "evaluate.py"
+        (cwd / "runs" / "grpo").mkdir(parents=True, exist_ok=True)
+        (cwd / "runs" / "grpo" / "metrics.csv").write_text("seconds\n2\n")
+        return SimpleNamespace(stdout='{"greedy": 0.5}')
+    monkeypatch.setattr(gpu_day, "subprocess", SimpleNamespace(run=run))
+    for _ in range(2):
+        found = gpu_day.learn_from_nothing(gpu_day.Day(config, day.folder))
+        assert (found["step_seconds"], found["greedy"]) == (2, 0.5)
 
 
 def test_one_failure_does_not_cost_the_rest(monkeypatch):
