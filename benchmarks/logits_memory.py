@@ -19,7 +19,7 @@ import torch
 
 import rollout
 from losses import entropy
-from support.cli import script
+from support.cli import UserError, script
 
 ROWS, LENGTH = 16, 256
 
@@ -54,6 +54,9 @@ def peak(path: str, what: str, head: str) -> None:
     """Print MB and seconds."""
     torch.manual_seed(0)
     model, _ = load_model(path)
+    if model.config.max_seq_len < LENGTH:
+        raise UserError(f"{path}: has a context of {model.config.max_seq_len} tokens, expected at "
+                        f"least {LENGTH}")
     tokens = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH))
     mask = torch.ones(ROWS, LENGTH, dtype=torch.bool)
     mask[:, 0] = False

@@ -111,6 +111,19 @@ def test_logits_memory_ends_with_the_error_of_its_first_process(capfd, monkeypat
         "directory")
 
 
+def test_logits_memory_needs_a_context_of_its_rows(tmp_path):
+    save_tiny_model(tmp_path)
+    with pytest.raises(UserError, match="has a context of 64 tokens, expected at least 256"):
+        logits_memory.peak(str(tmp_path), "layers", "full")
+
+
+def save_tiny_model(path) -> None:
+    torch.manual_seed(0)
+    tokenizer = builtin_tokenizer()
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer,
+                    path)
+
+
 # ------------------------------------------------------------------------------------- step_speed
 
 def test_both_sides_are_given_the_same_work(tmp_path):
@@ -166,10 +179,7 @@ def test_a_row_of_steps_by_hand(model):
 
 def test_steps_are_timed_in_turns(tmp_path, monkeypatch):
     """Our side is real, on a tiny model; TRL's is a stand-in."""
-    torch.manual_seed(0)
-    tokenizer = builtin_tokenizer()
-    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer,
-                    tmp_path / "start")
+    save_tiny_model(tmp_path / "start")
     turns = []
 
     def theirs(job, path, config, device):
