@@ -4,16 +4,16 @@ to a run (docs/effects.py), and the test that notices it.
     python docs/mistakes.py        writes the pages and docs/mistakes/mistakes.svg; so does
                                    docs/concepts.py
 """
-import csv
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from effects import KINDS, effect, figure, kind, runs  # noqa: E402
-from mutation_runs import RUNS  # noqa: E402
+from mutation_runs import COMMON, PROBLEMS, RUNS  # noqa: E402
 from mutations import MUTATIONS, NOTICED_BY, NUMBERS, PUBLIC, SECTIONS, Mutation  # noqa: E402
+from support.plot import read_csv  # noqa: E402
 
 PAGES = {"English": ROOT / "docs" / "MISTAKES.md", "Chinese": ROOT / "docs" / "MISTAKES.zh.md"}
 FIGURES = {"English": "mistakes/mistakes.svg", "Chinese": "mistakes/mistakes.zh.svg"}
@@ -324,9 +324,7 @@ def row(mutation: Mutation, test: str, language: str) -> str:
 
 
 def page(language: str) -> str:
-    from mutation_runs import COMMON, PROBLEMS
-    with open(NOTICED_BY, newline="", encoding="utf-8") as f:
-        tests = {found["mistake"]: found["test"] for found in csv.DictReader(f)}
+    tests = {found["mistake"]: found["test"] for found in read_csv(NOTICED_BY)}
     kinds = [kind(mutation) for mutation in MUTATIONS]
     counts = {name: kinds.count(name) for name in KINDS}
     hidden = counts["spread"] + counts["same"] + counts["unseen"]
