@@ -112,7 +112,8 @@ def measure_baseline() -> None:
     ∇ Σ_t log π, and how many they are. One backward pass for each answer."""
     policy, tokenizer = load_sft()
     parameters = list(policy.parameters())
-    rollout = generate(policy, make_prompts(tokenizer, BASELINE_ANSWERS, 0, 0), 32, tokenizer.stop_ids,
+    prompts = make_prompts(tokenizer, BASELINE_ANSWERS, 0, 0)
+    rollout = generate(policy, prompts, 32, tokenizer.stop_ids,
                        generator=torch_rng(0, 0, "ladder baseline"))
     lengths = {0.0: [], 1.0: []}
     for row, reward in enumerate(check_answers(rollout, tokenizer).tolist()):
