@@ -5,7 +5,7 @@ shows every number of every token, its formula with the numbers put in, and the 
 computed it. What is computed stands here, from top to bottom; support/trace_page.py only shows it.
 
 The reference is runs/sft. In the first step policy and reference are the same, and every KL is 0:
-so the policy is what train_grpo.py makes of it in two steps. Under a minute of one core, beside
+so the policy is what train_grpo.py makes of it in a few steps. Under a minute of one core, beside
 the training of runs/sft.
 """
 import copy
@@ -25,7 +25,7 @@ from support import trace_page
 from support.cli import parse, script, setting, user_errors
 from support.models import torch_rng
 from support.run import ensure_trained
-from support.trace_group import GROUP, find_group, load_two
+from support.trace_group import GROUP, STEPS, find_group, load_two
 
 CONTINUATIONS = 64      # of every prefix
 
@@ -78,7 +78,7 @@ def main(argv=None) -> None:
     monte_carlo, _ = gae(rewards_t, values, mask, ppo.gamma, lam=1.0)
     white = whiten(A, mask)
 
-    # 6. The truth: from each prefix, how many of 64 continuations are right? As a critic with
+    # 6. The truth: from each prefix, how many continuations are right? As a critic with
     #    λ = 0, this says what each token has changed.
     pool = gradient.Pool([problem], tokens, mask, rewards, problem=torch.zeros(GROUP).long(),
                          row=torch.arange(GROUP)[None], greedy=torch.zeros(1))
@@ -112,7 +112,7 @@ def main(argv=None) -> None:
         "ppo_clip": clipped(loss_of_ppo, ppo_logp, old_logp, white)}
     settings = {"gamma": ppo.gamma, "lam": ppo.lam, "beta": ppo.kl_coef, "clip": ppo.clip,
                 "lr": ppo.lr, "grpo_beta": grpo.kl_coef, "longest": grpo.max_new_tokens,
-                "continuations": CONTINUATIONS, "seed": config.seed}
+                "continuations": CONTINUATIONS, "steps": STEPS, "seed": config.seed}
     trace_page.write(file, trace_page.collect(problem, tokenizer, columns, answers, settings))
     print(f"{file} is written: open it in a browser")
 

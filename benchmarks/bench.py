@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch  # noqa: E402
 
-from support.cli import setting  # noqa: E402
+from support.cli import setting, user_errors  # noqa: E402
+from support.pretrained import load_pretrained  # noqa: E402
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,12 @@ class BenchConfig:
     dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given",
                          choices=("", "float32", "bfloat16"))
     out: str = setting("", "a JSON file for the numbers")
+
+
+@user_errors()
+def load_model(path: str | Path, device=None):
+    """-> a model in float32, which autocast rounds, and its tokenizer"""
+    return load_pretrained(path, torch.float32, device)
 
 
 def product_dtype(device) -> torch.dtype:
@@ -98,11 +105,15 @@ def decode_limit(model, prompt_lengths: list[int], answer_lengths: list[int], it
     return seconds
 
 
+def show(value) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def report(name: str, rows: list[dict], device, out: str) -> None:
     """Print a Markdown table; add what it was measured on and write it to a JSON file."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    show = lambda v: (f"{v:,.0f}" if isinstance(v, float) and v >= 100
-                      else f"{v:.3g}" if isinstance(v, float) else str(v))
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for row in rows:
         print("| " + " | ".join(show(row.get(column, "")) for column in columns) + " |")

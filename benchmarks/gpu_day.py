@@ -64,7 +64,7 @@ import rollout
 import train_grpo
 from model import ModelConfig, Transformer
 from rollout import generate, token_log_probs, token_log_probs_and_entropies
-from support.cli import RunConfig, UserError, parse, script, setting
+from support.cli import RunConfig, UserError, parse, script, setting, user_errors
 from support.decoding import Decoder
 from support.graphs import GraphDecoder
 from support.models import peak_memory_mb, pick_device
@@ -119,6 +119,7 @@ class Day:
     def __init__(self, config, folder: Path):
         self.config = config
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.device = pick_device(RunConfig(device=config.device))
         self.shapes = TINY if config.tiny else SHAPES
         # Of a micro-batch: the scripts' own default, unless small.
@@ -154,15 +155,21 @@ class Day:
         """The directory with the tiny task in it, and a reward model for it in `rm`."""
         place = self.folder / "place"
         if not place.exists():
-            unfinished = self.folder / "place.unfinished"
-            unfinished.mkdir()
+            unfinished = make_empty(self.folder / "place.unfinished")
             with quietly():
                 write_tiny_task(unfinished)
-            unfinished.rename(place)
-            with contextlib.chdir(place):
+            with contextlib.chdir(unfinished):
                 main, flags = RUNS["rm"]
                 train(main, flags, "rm", "--steps", "2", "--device", "cpu")
+            unfinished.rename(place)
         return place
+
+
+def make_empty(folder: Path) -> Path:
+    """A new folder, in the place of what an earlier day left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 @contextlib.contextmanager
@@ -286,8 +293,7 @@ def learn(day: Day) -> None:
 
 def learn_from_nothing(day: Day) -> dict:
     """`python train_grpo.py`, and what evaluate.py says of the run."""
-    folder = day.folder / "learn"
-    folder.mkdir()
+    folder = make_empty(day.folder / "learn")
     small = []
     if day.config.tiny:
         small = ["--model", str(day.place() / "sft"), "--steps", "2", "--eval-problems", "8"]
@@ -475,7 +481,8 @@ def main(argv=None) -> list[dict]:
         if name not in SECTIONS:
             raise UserError(f"section {name}: expected some of {', '.join(SECTIONS)}")
     with tempfile.TemporaryDirectory() as temporary:
-        day = Day(config, Path(config.folder or temporary).resolve())
+        with user_errors():
+            day = Day(config, Path(config.folder or temporary).resolve())
         day.check("machine", describe, day)
         for name in names or SECTIONS:
             day.check(f"{name}: all", SECTIONS[name], day)

@@ -13,13 +13,13 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from bench import load_model
 
-import torch  # noqa: E402
+import torch
 
-import rollout  # noqa: E402
-from losses import entropy  # noqa: E402
-from support.pretrained import load_pretrained  # noqa: E402
+import rollout
+from losses import entropy
+from support.cli import UserError, script
 
 ROWS, LENGTH = 16, 256
 
@@ -35,7 +35,7 @@ class Head(torch.nn.Module):
         return self.states[:, :tokens.shape[1]]
 
 
-def full_logits(model, tokens, mask):
+def full_logits(model, tokens):
     logits = model.lm_head(model.hidden(tokens[:, :-1])).float()
     logp = torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None]).squeeze(-1)
     with torch.no_grad():
@@ -53,9 +53,12 @@ def memory(name: str) -> int:
 def peak(path: str, what: str, head: str) -> None:
     """Print MB and seconds."""
     torch.manual_seed(0)
-    model, _ = load_pretrained(path, torch.float32)
-    tokens, mask = (torch.randint(0, model.config.vocab_size, (ROWS, LENGTH)),
-                    torch.ones(ROWS, LENGTH, dtype=torch.bool))
+    model, _ = load_model(path)
+    if model.config.max_seq_len < LENGTH:
+        raise UserError(f"{path}: has a context of {model.config.max_seq_len} tokens, expected at "
+                        f"least {LENGTH}")
+    tokens = torch.randint(0, model.config.vocab_size, (ROWS, LENGTH))
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.bool)
     mask[:, 0] = False
     if what == "states":
         model = Head(model, torch.randn(ROWS, LENGTH, model.config.dim, requires_grad=True))
@@ -63,11 +66,12 @@ def peak(path: str, what: str, head: str) -> None:
         model.grad_checkpoint = True
     # VmHWM begins anew.
     Path("/proc/self/clear_refs").write_text("5")
-    before, started = memory("VmRSS"), time.perf_counter()
+    before = memory("VmRSS")
+    started = time.perf_counter()
     if head == "none":
         model.hidden(tokens[:, :-1]).sum().backward()
     elif head == "full":
-        full_logits(model, tokens, mask).sum().backward()
+        full_logits(model, tokens).sum().backward()
     else:
         rollout.token_log_probs_and_entropies(model, tokens, mask)[0].sum().backward()
     seconds = time.perf_counter() - started
@@ -75,14 +79,20 @@ def peak(path: str, what: str, head: str) -> None:
 
 
 def main() -> None:
-    path = sys.argv[1]
     if len(sys.argv) == 4:
+        # A process that another one started.
         return peak(*sys.argv[1:])
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
+    path = sys.argv[1]
     for what in ("layers", "states"):
         found = {}
         for head in ("none", "full", "chunks", "checkpoint")[:4 if what == "layers" else 3]:
             done = subprocess.run([sys.executable, __file__, path, what, head],
-                                  capture_output=True, text=True, check=True)
+                                  stdout=subprocess.PIPE, text=True)
+            if done.returncode:
+                # It has said why.
+                sys.exit(done.returncode)
             found[head], seconds = map(float, done.stdout.split())
             print(f"{what:7} {head:10} {found[head]:7.0f} MB {seconds:6.1f} s", flush=True)
         full, chunks = found["full"] - found["none"], found["chunks"] - found["none"]
@@ -91,4 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

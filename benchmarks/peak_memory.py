@@ -8,7 +8,6 @@ of its own, in two micro-batches a step: Adam's states are there from the first 
 memory holds Python, torch and the program as well. They are measured, not guessed: the same command
 with a model of one narrow layer is subtracted, and what is predicted for that model is added.
 """
-import csv
 import itertools
 import json
 import multiprocessing
@@ -25,6 +24,7 @@ import torch
 
 from model import ModelConfig, ScalarModel, Transformer
 from support.cli import parse, script, setting
+from support.plot import read_metrics
 from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 
@@ -96,8 +96,7 @@ def measure(algorithm: str, folder: Path, name: str, dtype: str, grad_checkpoint
             command.append("--grad-checkpoint")
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True,
                        env={**os.environ, **GIVE_BACK})
-        with open(f"{out}/run/metrics.csv", newline="", encoding="utf-8") as file:
-            return float(list(csv.DictReader(file))[-1]["peak_memory_mb"])
+        return float(read_metrics(Path(out) / "run")[-1]["peak_memory_mb"])
 
 
 def main() -> None:

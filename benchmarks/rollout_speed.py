@@ -13,7 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from statistics import median
 
-from bench import BenchConfig, decode_limit, interleaved, limits, product_dtype, report
+from bench import (BenchConfig, decode_limit, interleaved, limits, load_model, product_dtype,
+                   report)
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from rollout import generate
 from support.cli import parse, script, setting
 from support.decoding import Decoder
 from support.models import pick_device
-from support.pretrained import load_pretrained, save_pretrained
+from support.pretrained import save_pretrained
 from support.tokenizer import builtin_tokenizer
 from train_sft import SMALL
 
@@ -58,13 +59,13 @@ def main() -> None:
     # Switches autocast on for bfloat16.
     device = pick_device(config)
     dtype = product_dtype(device)
-    model, tokenizer = (load_pretrained(config.model, torch.float32) if config.model
-                        else builtin_size())
+    model, tokenizer = load_model(config.model) if config.model else builtin_size()
     peer = as_transformers(model, tokenizer, dtype, device)
     model = model.to(device)
     rate, bandwidth = limits(device, dtype)
     print(f"matrix products {rate / 1e9:,.0f} G operations/s, copies {bandwidth / 1e9:.0f} GB/s\n")
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    rows = []
     for case in ("equal", "mixed", "ends"):
         longest = config.prompt_tokens
         prompt_lengths = ([longest] * config.rows if case == "equal"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
-from bench import BenchConfig, clock, interleaved, limits, product_dtype, report, training_limit
+from bench import (BenchConfig, clock, interleaved, limits, load_model, product_dtype, report,
+                   training_limit)
 
 import torch
 
@@ -21,7 +22,6 @@ from rollout import token_log_probs
 from support.cli import UserError, parse, script, setting
 from support.models import pick_device
 from support.plot import save_figure
-from support.pretrained import load_pretrained
 
 SMALL = ModelConfig(vocab_size=4096, dim=256, n_layers=4, n_heads=4, n_kv_heads=2,
                     ffn_dim=512, max_seq_len=1024)
@@ -90,17 +90,35 @@ def draw(table: list[dict], file: str | Path) -> None:
     save_figure(figure, file, [table, GROWTH, draw], dpi=110)
 
 
+def draw_again(config) -> None:
+    """The figure of --growth, from the numbers in --out."""
+    try:
+        table = json.loads(Path(config.out).read_text())["rows"]
+        draw(table, config.growth)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--out {config.out}: holds no numbers of --growth: {error!r}") from error
+
+
+def sizes_of(name: str, value: int) -> ModelConfig:
+    """The small model, with one of its sizes changed if GROWTH names one."""
+    sizes = {name: value} if hasattr(SMALL, name) else {}
+    if name == "dim":
+        # The heads' size grows too, so that the model keeps its shape.
+        sizes["ffn_dim"] = 2 * value
+    return replace(SMALL, head_dim=None, **sizes)
+
+
 def main() -> None:
     config = parse(Config, __doc__)
     if config.figures:
         if not (config.growth and config.out):
             raise UserError("--figures needs --growth and --out")
-        return draw(json.loads(Path(config.out).read_text())["rows"], config.growth)
+        return draw_again(config)
     device = pick_device(config)
     rate, _ = limits(device, product_dtype(device))
     torch.manual_seed(0)
     if not config.growth:
-        model = (load_pretrained(config.model, torch.float32, device)[0] if config.model
+        model = (load_model(config.model, device)[0] if config.model
                  else Transformer(SMALL).to(device))
         row = {"model": config.model or "small", "rows": config.rows, "tokens a row": config.tokens}
         return report(
@@ -110,11 +128,9 @@ def main() -> None:
     table = []
     for name, values in GROWTH.items():
         for value in values:
-            # ffn_dim grows with dim, and the heads' size, so that the model keeps its shape.
-            sizes = ({"dim": value, "ffn_dim": 2 * value} if name == "dim"
-                     else {name: value} if hasattr(SMALL, name) else {})
-            model = Transformer(replace(SMALL, head_dim=None, **sizes)).to(device)
-            rows, length = value if name == "rows" else 16, value if name == "tokens a row" else 128
+            model = Transformer(sizes_of(name, value)).to(device)
+            rows = value if name == "rows" else 16
+            length = value if name == "tokens a row" else 128
             table.append({"varied": name, "value": value}
                          | measure(model, rows, length, rate, device, config.repeats))
     draw(table, config.growth)

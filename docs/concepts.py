@@ -139,14 +139,18 @@ def experiment_link(name: str, language: str) -> str:
     return f"[{chinese}]({page.replace('.md', '.zh.md')})"
 
 
+def anchor_of(heading: str) -> str:
+    """GitHub's: no punctuation, a hyphen for a space."""
+    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
+    return kept.replace(" ", "-")
+
+
 def heading_link(letter: str, file: str) -> str:
     """A link to the heading of this page of the derivations."""
     text = (ROOT / "docs" / file).read_text(encoding="utf-8")
     starts = [line for line in text.split("\n") if line.startswith(f"## {letter}. ")]
     heading = only(starts, f"docs/{file}: page {letter}").removeprefix("## ")
-    # GitHub's anchors: no punctuation, a hyphen for a space.
-    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -")
-    return f"[{letter}]({file}#{kept.replace(' ', '-')})"
+    return f"[{letter}]({file}#{anchor_of(heading)})"
 
 
 def equation_links(equations: str, language: str) -> list[str]:

@@ -99,13 +99,14 @@ FIGURES = {
 }
 
 
-def run_what_is_missing() -> None:
-    for name, command in RUNS.items():
-        path = RUNS_PATH / name
+def run_what_is_missing(commands: dict[str, str], folder: Path) -> None:
+    """Those of the commands, by name, whose run didn't come to its end in folder/name."""
+    for name, command in commands.items():
+        path = folder / name
         if not (path / "model" / "config.json").is_file():
             print(f"{name}: {command}", flush=True)
-            subprocess.run([sys.executable, *command.split(), *COMMON.split(),
-                            "--out", path, "--overwrite"], cwd=ROOT, check=True)
+            subprocess.run([sys.executable, *command.split(), "--out", path, "--overwrite"],
+                           cwd=ROOT, check=True)
 
 
 def export() -> None:
@@ -156,6 +157,7 @@ if __name__ == "__main__":
     if sys.argv[1:] not in ([], ["--figures"]):
         sys.exit(__doc__)
     if not sys.argv[1:]:
-        run_what_is_missing()
+        run_what_is_missing({name: f"{command} {COMMON}" for name, command in RUNS.items()},
+                            RUNS_PATH)
         export()
     draw()

@@ -4,7 +4,6 @@ Of a number, the healthy runs' spread is their standard deviation, but not less 
 number's typical one over all commands, as that of three seeds may be small by luck. A difference
 counts from four times that spread on, and from a least difference on that is worth a word.
 """
-import csv
 import math
 import statistics
 import sys
@@ -13,9 +12,10 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from mutations import MUTATIONS, NUMBERS, Mutation  # noqa: E402
+from support.plot import read_csv  # noqa: E402
 from svg import GREY, INK, PALE_LINE, QUIET, Drawing, text_width  # noqa: E402
 
 RUNS_CSV = ROOT / "docs" / "mistakes" / "runs.csv"
@@ -74,10 +74,9 @@ NUMBERS_OF_RUNS = {**OF_MODEL, **OTHERS}
 def runs() -> dict[tuple[str, str], dict[int, list[dict]]]:
     """(run, mistake, "" for the healthy one) -> seed -> a row for each step."""
     found = {}
-    with open(RUNS_CSV, newline="", encoding="utf-8") as f:
-        for row in csv.DictReader(f):
-            seeds = found.setdefault((row["run"], row["mistake"]), {})
-            seeds.setdefault(int(row["seed"]), []).append(row)
+    for row in read_csv(RUNS_CSV):
+        seeds = found.setdefault((row["run"], row["mistake"]), {})
+        seeds.setdefault(int(row["seed"]), []).append(row)
     return found
 
 

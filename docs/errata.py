@@ -3,7 +3,7 @@ docs/ERRATA.md and docs/ERRATA.zh.md from this list, with a link to the test of 
 """
 from typing import NamedTuple
 
-from concepts import ROOT, equation_links, line_of, read
+from concepts import ROOT, anchor_of, equation_links, line_of, read
 
 PAGES = {"English": ROOT / "docs" / "ERRATA.md", "Chinese": ROOT / "docs" / "ERRATA.zh.md"}
 TESTS = "tests/test_errata.py"
@@ -381,7 +381,7 @@ def link(number: int, label: str, language: str) -> str:
     [titles] = [titles for *titles, errata in SECTIONS if ERRATA[number - 1] in errata]
     english, chinese = titles
     file, title = ("ERRATA.md", english) if language == "English" else ("ERRATA.zh.md", chinese)
-    return f"[{label}]({file}#{title.lower().replace(' ', '-')})"
+    return f"[{label}]({file}#{anchor_of(title)})"
 
 
 def tests() -> dict[int, str]:

@@ -402,15 +402,14 @@ RATIOS = [(i + 0.5) / 100 for i in range(250)]
 LARGEST = 2.5
 
 
-def clip_curve(advantage: float, dual: float | None = None,
-               epsilon: float = EPSILON) -> list[tuple[float, float, float]]:
+def clip_curve(advantage: float, dual: float | None = None) -> list[tuple[float, float, float]]:
     """ratio, loss and its derivative to log π, of one token, for each of RATIOS."""
     points = []
     for ratio in RATIOS:
         logp = torch.tensor([[ratio]], dtype=torch.float64).log().requires_grad_()
         old_logp, mask = torch.zeros_like(logp), torch.ones_like(logp)
         given = torch.full_like(old_logp, advantage)
-        loss, _ = ppo_policy_loss(logp, old_logp, given, mask, epsilon, epsilon, dual)
+        loss, _ = ppo_policy_loss(logp, old_logp, given, mask, EPSILON, EPSILON, dual)
         [slope] = torch.autograd.grad(loss, logp)
         points.append((ratio, loss.item(), slope.item()))
     return points

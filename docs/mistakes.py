@@ -4,16 +4,16 @@ to a run (docs/effects.py), and the test that notices it.
     python docs/mistakes.py        writes the pages and docs/mistakes/mistakes.svg; so does
                                    docs/concepts.py
 """
-import csv
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "tests"))
+sys.path += [str(ROOT), str(ROOT / "tests")]
 
 from effects import KINDS, effect, figure, kind, runs  # noqa: E402
-from mutation_runs import RUNS  # noqa: E402
+from mutation_runs import COMMON, PROBLEMS, RUNS  # noqa: E402
 from mutations import MUTATIONS, NOTICED_BY, NUMBERS, PUBLIC, SECTIONS, Mutation  # noqa: E402
+from support.plot import read_csv  # noqa: E402
 
 PAGES = {"English": ROOT / "docs" / "MISTAKES.md", "Chinese": ROOT / "docs" / "MISTAKES.zh.md"}
 FIGURES = {"English": "mistakes/mistakes.svg", "Chinese": "mistakes/mistakes.zh.svg"}
@@ -146,6 +146,9 @@ ROWS = {
     "Importance weights where the sampler's log-probs stand for the policy's": (
         "重要性权重用采样器的对数概率代替了策略的",
         "重要性权重全是 1"),
+    "The mask of a cache of fixed size hides the token that is being computed": (
+        "固定大小的缓存，掩码把正在计算的 token 也遮住了",
+        "每个 token 都注意不到自己：采样的策略不是训练的策略"),
 }
 # A section -> the same in Chinese.
 TITLES = {
@@ -168,6 +171,7 @@ UNSEEN = {
     "the built-in prompts hold no special-token text": "内置任务的提示词里没有特殊 token 的文本",
     "on a CPU both runs are in float32": "在 CPU 上两次运行都是 float32",
     "a run has one process": "一次运行只有一个进程",
+    "on a CPU nothing is decoded by graphs": "CPU 上不用图解码",
     "the scripts' inputs are 0 off the mask anyway": "这些脚本的输入在掩码之外本来就是 0",
     "on a CPU logits are in float32 anyway": "在 CPU 上 logits 本来就是 float32",
     "the scripts' log-probs are 0 off the mask anyway": "这些脚本的对数概率在掩码之外本来就是 0",
@@ -324,9 +328,7 @@ def row(mutation: Mutation, test: str, language: str) -> str:
 
 
 def page(language: str) -> str:
-    from mutation_runs import COMMON, PROBLEMS
-    with open(NOTICED_BY, newline="", encoding="utf-8") as f:
-        tests = {found["mistake"]: found["test"] for found in csv.DictReader(f)}
+    tests = {found["mistake"]: found["test"] for found in read_csv(NOTICED_BY)}
     kinds = [kind(mutation) for mutation in MUTATIONS]
     counts = {name: kinds.count(name) for name in KINDS}
     hidden = counts["spread"] + counts["same"] + counts["unseen"]

@@ -10,14 +10,14 @@ when sampled, and with the mistake at 0.30 ± 0.07, as it also learns to guess p
 asks it for.
 """
 import csv
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
+from curves import run_what_is_missing  # noqa: E402
 from support.plot import read_csv, read_metrics, save_figure  # noqa: E402
 
 PICTURES, RUNS_PATH = ROOT / "docs" / "tool", ROOT / "runs" / "tool"
@@ -62,18 +62,14 @@ def train_with_the_mistake(arguments: list[str]) -> None:
     train_grpo.main(arguments)
 
 
-def run_what_is_missing() -> None:
+def all_commands() -> dict[str, str]:
+    """Name -> the command of each run, in the order in which they run."""
     commands = {f"sft_{seed}": f"train_sft.py --task products --seed {seed}" for seed in SEEDS}
     for seed in SEEDS:
         for name, command in SCRIPTS.items():
             start = RUNS_PATH / f"sft_{seed}"
             commands[f"{name}_{seed}"] = f"{command} --seed {seed} --model {start}"
-    for name, command in commands.items():
-        path = RUNS_PATH / name
-        if not (path / "model" / "config.json").is_file():
-            print(f"{name}: {command}", flush=True)
-            subprocess.run([sys.executable, *command.split(), "--out", path, "--overwrite"],
-                           cwd=ROOT, check=True)
+    return commands
 
 
 def export() -> None:
@@ -133,6 +129,6 @@ if __name__ == "__main__":
     if sys.argv[1:] not in ([], ["--figures"]):
         sys.exit(__doc__)
     if not sys.argv[1:]:
-        run_what_is_missing()
+        run_what_is_missing(all_commands(), RUNS_PATH)
         export()
     draw()

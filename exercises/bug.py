@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path += [str(ROOT / "docs"), str(ROOT / "tests")]
+sys.path += [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]
 
 from effects import (NUMBERS_OF_RUNS, curve, draw_panel, effect, healthy_band, kind,  # noqa: E402
                      runs, show, typical_spread, value)
 from mutation_runs import RUNS  # noqa: E402
 from mutations import MUTATIONS, NUMBERS, Mutation  # noqa: E402
+from support.cli import quiet_pipe  # noqa: E402
 from svg import Drawing  # noqa: E402
 
 PICTURES = ROOT / "runs"
@@ -276,4 +277,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with quiet_pipe():
+        sys.exit(main())

@@ -4,7 +4,6 @@
 
 A wrong result is compared with what common mistakes would give.
 """
-import importlib.util
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +17,8 @@ import advantages
 import losses
 import rollout
 from model import ModelConfig, Transformer
+from support.cli import quiet_pipe
+from support.rewards import import_file
 
 EXERCISES = Path(__file__).parent / "exercises.py"
 
@@ -52,14 +53,14 @@ def first(*messages: str) -> str:
     return next((message for message in messages if message), "")
 
 
-def make_batch(B: int = 4, T: int = 9):
+def make_batch():
     """Prompts and answers of different lengths, a hole in row 1; inputs are 0 off the mask."""
     generator = torch.Generator().manual_seed(0)
     start, end = torch.tensor([2, 1, 3, 4]), torch.tensor([9, 8, 6, 7])
-    column = torch.arange(T)
+    column = torch.arange(9)
     mask = (column >= start[:, None]) & (column < end[:, None])
     mask[1, 3:5] = False
-    return mask, lambda scale=1.0: scale * torch.randn(B, T, generator=generator) * mask
+    return mask, lambda scale=1.0: scale * torch.randn(mask.shape, generator=generator) * mask
 
 
 # -------------------------------------------------------------------------------------- the checks
@@ -116,18 +117,20 @@ def check_gae(gae) -> str:
     for t in range(values.shape[1]):
         running = torch.where(mask[:, t], delta[:, t] + 0.9 * 0.8 * running, running)
         forwards[:, t] = running * mask[:, t]
-    if isinstance(A, torch.Tensor) and same(A * mask, expected) and not same(A, expected):
+    message = compare("A", A, expected, {
+        "λ has no effect: A is that of λ = 1, the return minus V(s_t)": right(lam=1.0)[0],
+        "your A is δ alone, as with λ = 0: A_{t+1} is missing": delta,
+        "γ has no effect: A is that of γ = 1": right(gamma=1.0)[0],
+        "a hole stops the sum, or counts as a step: where the mask is False, keep A_{t+1} and "
+        "V(s_{t+1}) as they are": everywhere,
+        "you sum forwards in time: A_t needs A_{t+1}, so begin with the last token": forwards,
+        "your A is whitened: that comes later, and the returns need the raw one":
+            advantages.whiten(expected, mask)})
+    has_shape = isinstance(A, torch.Tensor) and A.shape == mask.shape
+    if message and has_shape and same(A.detach().to(expected.dtype) * mask, expected):
         return "your A is not 0 off the mask: the prompt, padding and holes are no actions"
     return first(
-        compare("A", A, expected, {
-            "λ has no effect: A is that of λ = 1, the return minus V(s_t)": right(lam=1.0)[0],
-            "your A is δ alone, as with λ = 0: A_{t+1} is missing": delta,
-            "γ has no effect: A is that of γ = 1": right(gamma=1.0)[0],
-            "a hole stops the sum, or counts as a step: where the mask is False, keep A_{t+1} and "
-            "V(s_{t+1}) as they are": everywhere,
-            "you sum forwards in time: A_t needs A_{t+1}, so begin with the last token": forwards,
-            "your A is whitened: that comes later, and the returns need the raw one":
-                advantages.whiten(expected, mask)}),
+        message,
         compare("returns", returns, expected_returns, {
             "your returns are sums of rewards: the critic's target is A + V":
                 advantages.discounted_returns(rewards, mask, 0.9),
@@ -247,11 +250,14 @@ def check(name: str, function) -> str:
     except NotImplementedError:
         return "not written yet"
     except Exception as error:
-        # Of the reader's code, the line where it failed.
-        place = [frame for frame in traceback.extract_tb(error.__traceback__)
-                 if frame.name == function.__name__]
-        where = f", line {place[-1].lineno}" if place else ""
-        return f"{type(error).__name__}{where}: {error}"
+        return tell(error, lambda frame: frame.name == function.__name__)
+
+
+def tell(error: BaseException, is_own) -> str:
+    """An error in one line, with the number of the reader's line where it came up."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if is_own(frame)]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"{type(error).__name__}{where}: {error}"
 
 
 def main(argv) -> int:
@@ -260,9 +266,11 @@ def main(argv) -> int:
         print(f"{file}: no such file, expected one with the functions of {EXERCISES.name}",
               file=sys.stderr)
         return 2
-    spec = importlib.util.spec_from_file_location("answers", file)
-    answers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(answers)
+    try:
+        answers = import_file(str(file))
+    except (Exception, SystemExit) as error:
+        print(f"{file}: {tell(error, lambda frame: frame.filename == str(file))}", file=sys.stderr)
+        return 2
     n_right = 0
     for name in CHECKS:
         function = getattr(answers, name, None)
@@ -273,4 +281,5 @@ def main(argv) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with quiet_pipe():
+        sys.exit(main(sys.argv[1:]))

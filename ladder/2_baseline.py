@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 from rollout import generate, token_log_probs
+from support.cli import script
 from support.ladder import Log, check_answers, load_sft, make_prompts
 from support.models import torch_rng
 
@@ -64,4 +65,4 @@ def train(seed=0, steps=STEPS):
 
 
 if __name__ == "__main__":
-    train()
+    script(train)

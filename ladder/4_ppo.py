@@ -17,6 +17,7 @@ import torch
 
 from model import ScalarModel
 from rollout import generate, token_log_probs, token_values
+from support.cli import script
 from support.ladder import Log, check_answers, load_sft, make_prompts
 from support.models import torch_rng
 
@@ -91,4 +92,4 @@ def train(seed=0, steps=STEPS):
 
 
 if __name__ == "__main__":
-    train()
+    script(train)

@@ -19,6 +19,7 @@ import torch
 
 from model import ScalarModel
 from rollout import generate, sequence_scores, token_log_probs, token_values
+from support.cli import script
 from support.ladder import Log, load_reward_model, load_sft, make_prompts
 from support.models import torch_rng
 
@@ -99,4 +100,4 @@ def train(seed=0, steps=STEPS):
 
 
 if __name__ == "__main__":
-    train()
+    script(train)

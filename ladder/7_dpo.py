@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rollout import token_log_probs
+from support.cli import script
 from support.ladder import Log, load_sft
 from train_rm import pad_pairs, sample_pairs
 
@@ -66,4 +67,4 @@ def train(seed=0, steps=STEPS):
 
 
 if __name__ == "__main__":
-    train()
+    script(train)

@@ -32,6 +32,7 @@ CURVES = (RUNGS[0], SHIFTED, *RUNGS[1:])
 NOISE_ANSWERS = 512
 NOISE_CRITIC_STEPS = 10
 NOISE_SEEDS = range(1)
+BASELINE_ANSWERS = 256
 SHOWN_STEPS = (5, 10, 15)
 # None of them grey, which the other curves of a panel are.
 COLORS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C9")
@@ -106,12 +107,13 @@ def noise(name: str) -> float | None:
     return noise_of(rows) if rows else None
 
 
-def measure_baseline(n: int = 256) -> None:
+def measure_baseline() -> None:
     """baseline.csv: of right and of wrong answers of the SFT model, the mean squared length of
     ∇ Σ_t log π, and how many they are. One backward pass for each answer."""
     policy, tokenizer = load_sft()
     parameters = list(policy.parameters())
-    rollout = generate(policy, make_prompts(tokenizer, n, 0, 0), 32, tokenizer.stop_ids,
+    prompts = make_prompts(tokenizer, BASELINE_ANSWERS, 0, 0)
+    rollout = generate(policy, prompts, 32, tokenizer.stop_ids,
                        generator=torch_rng(0, 0, "ladder baseline"))
     lengths = {0.0: [], 1.0: []}
     for row, reward in enumerate(check_answers(rollout, tokenizer).tolist()):

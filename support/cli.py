@@ -9,11 +9,10 @@ import typing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-from support import parallel
-
 DECODE_GRAPH = ("sample by CUDA graphs, one launch per token: for small models with long answers; "
                 "not run on a GPU yet")
-# On --resume. Memory is what people turn down after they ran out of it: it changes no result.
+# On --resume. Memory is what people turn down after they ran out of it. None changes a result, but
+# for the rounding of a device.
 MAY_CHANGE = {"steps", "eval_every", "save_every", "device", "micro_batch_tokens",
               "grad_checkpoint", "decode_graph", "resume", "overwrite"}
 GO_ON = "the same command goes on from the last checkpoint with --resume, if there is one"
@@ -200,12 +199,29 @@ def resumed(config, given: dict):
 
 # ------------------------------------------------------------------------------------ scripts
 
+@contextlib.contextmanager
+def quiet_pipe():
+    """Around a script: it ends quietly where nobody reads its output any more, as after `| head`,
+    which goes when it has its lines."""
+    try:
+        try:
+            yield
+        finally:
+            # What is still in the buffer would be written after this.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
 def script(main) -> None:
     """Run a script's main() from the shell: what a user can put right is one line and status 2,
     or 1 once training has begun.
 
     Under torchrun, a process whose peer has ended fails as well: the first one to fail says why,
     and it alone."""
+    # It imports torch, which not all that takes something from this file needs.
+    from support import parallel
     store = parallel.join_processes()
     if parallel.rank() > 0:
         sys.stdout = open(os.devnull, "w")
@@ -217,15 +233,14 @@ def script(main) -> None:
 
     name = Path(sys.argv[0]).name
     try:
-        main()
+        with quiet_pipe():
+            main()
     except UserError as error:
         end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
-        end(f"\nstopped at once: {GO_ON}", 130)
-    except BrokenPipeError:
-        # Who read the output has gone, as `head` does when it has its lines.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        # The other scripts have no --resume.
+        advice = f": {GO_ON}" if name.startswith("train_") else ""
+        end(f"\nstopped at once{advice}", 130)
     except RuntimeError as error:
         if not parallel.is_lost_peer(error):
             raise

@@ -1,4 +1,5 @@
 """Rewards: --reward verifier, exact, or a function of the user's."""
+import copy
 import importlib.util
 import math
 import re
@@ -17,8 +18,8 @@ from support.parallel import on_rank_0
 from task import task_reward
 
 # A sign belongs to the number unless it stands right after a letter, a digit, a period or a closing
-# bracket: in "10-7" this finds the 7, in "x = -7" the -7.
-NUMBER = r"(?:(?<![\w.)])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
+# bracket: in "10-7" this finds the 7, in "x = -7" the -7. A | may open as well as close.
+NUMBER = r"(?:(?<![\w.)\]}])[-+])?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)"
 
 
 def remove_commas(text: str) -> str:
@@ -118,9 +119,8 @@ def load_function(flag: str, spec: str, expected: str):
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise ValueError(f"{flag} {spec}: expected {expected} with a file that exists")
-    module = _make_module(file)
     try:
-        module.__spec__.loader.exec_module(module)
+        module = import_file(file)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{flag} {spec}: importing {file} failed: {error!r}") from error
     function = getattr(module, name, None)
@@ -129,14 +129,15 @@ def load_function(flag: str, spec: str, expected: str):
     return function
 
 
-def _make_module(file: str):
-    """An empty module for a file of Python, which has not run yet."""
+def import_file(file: str):
+    """A file of Python as a module, whatever its name ends in. Runs the user's code."""
     # dataclasses and pickle look things up in the module of this name, so sys.modules must have it.
     digest = zlib.crc32(str(Path(file).resolve()).encode())
     module_name = f"reward_file_{digest:08x}"
     loader = SourceFileLoader(module_name, file)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader(module_name, loader))
     sys.modules[module_name] = module
+    loader.exec_module(module)
     return module
 
 
@@ -196,7 +197,8 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
 def _call_reward(reward, name: str, examples: list[dict], completions: list,
                  finished: list[bool]) -> list:
     """What the reward function gives, as a list. UserError if it fails; name: of the function."""
-    prompts = [example["prompt"] for example in examples]
+    # All answers of a group have one row of the data, which a function may change.
+    prompts = [copy.deepcopy(example["prompt"]) for example in examples]
     try:
         given = reward(prompts, completions, **columns_of(examples), finished=finished)
         # A generator runs only now.
@@ -207,10 +209,12 @@ def _call_reward(reward, name: str, examples: list[dict], completions: list,
 
 
 def columns_of(examples: list[dict]) -> dict[str, list]:
-    """The data's other fields, as a user's function gets them: name -> its value of each row."""
+    """The data's other fields, as a user's function gets them: name -> its value of each row.
+
+    They are copies, as a function may change what it gets."""
     columns = {}
     for field in examples[0].get("columns", ()):
-        columns[field] = [example["columns"][field] for example in examples]
+        columns[field] = [copy.deepcopy(example["columns"][field]) for example in examples]
     return columns
 
 

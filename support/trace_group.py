@@ -41,7 +41,8 @@ def find_group(config, policy, tokenizer):
     that with the most kinds. -> problem; tokens, mask, sampled log-probs (B, T); rewards (B,)
 
     config: of train_grpo.py, for the sampling. UserError if no group has right and wrong ones."""
-    reward, most = Reward(config, tokenizer, None, torch.device("cpu")), 0
+    reward = Reward(config, tokenizer, None, torch.device("cpu"))
+    most = 0
     for batch in range(BATCHES):
         problems = make_problems("sums", 64, numpy_rng(config.seed, batch, "trace prompts"))
         examples = repeat_each(encode_problems(problems, tokenizer), GROUP)

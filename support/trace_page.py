@@ -75,8 +75,8 @@ STEPS = [
                   "rollout.py:sample")]),
     ("scoring", "2 Log-probs and KL", "2 对数概率与 KL",
      "The whole answer goes once through policy and reference. The reference is where the policy "
-     "was two steps before. GRPO has β k3 in its loss, PPO has −β k1 in its reward.",
-     "整个回答一次通过策略模型和参考模型。参考模型是两步更新之前的策略模型。GRPO 在损失里加 β k3，"
+     "was {steps} steps before. GRPO has β k3 in its loss, PPO has −β k1 in its reward.",
+     "整个回答一次通过策略模型和参考模型。参考模型是 {steps} 步更新之前的策略模型。GRPO 在损失里加 β k3，"
      "PPO 在奖励里加 −β k1。", [
          Quantity("old_logp", "log π_old", "The policy's log-prob, before it moves. It is that of "
                   "the sampling, but for rounding.",
@@ -111,10 +111,10 @@ STEPS = [
     ("advantages", "4 Advantages", "4 优势",
      "GRPO has one number for the whole answer. PPO adds up the δ of this token and of all later "
      "ones, each step times γ λ. Its loss takes the whitened numbers. "
-     "V* is the share of right answers among 64 continuations of the prefix (it can be off by "
-     "0.06), and A* what the token has changed about it.",
+     "V* is the share of right answers among {continuations} continuations of the prefix (it can "
+     "be off by {error}), and A* what the token has changed about it.",
      "GRPO 的整个回答只有一个数。PPO 把这个 token 和之后所有 token 的 δ 加起来，每隔一步乘一次 γ λ；"
-     "损失里用的是白化后的数。V* 是从这个前缀续写 64 次、答对的比例（误差约 0.06），"
+     "损失里用的是白化后的数。V* 是从这个前缀续写 {continuations} 次、答对的比例（误差约 {error}），"
      "A* 是这个 token 让它改变了多少。", [
          Quantity("flat", "A GRPO", "GRPO's advantage, the same for all tokens of an answer.",
                   "GRPO 的优势，整个回答的 token 都相同。", "(r − mean) / (std + 1e-4)",
@@ -132,8 +132,9 @@ STEPS = [
                   "(A − mean A) / sqrt(var A + 1e-8)",
                   "({A} − {A_mean}) / sqrt({A_var} + 1e-8)", "advantages.py:whiten",
                   signed=True),
-         Quantity("truth", "V*", "The share of right answers among 64 continuations of the tokens "
-                  "before this one.", "从这个 token 之前的前缀续写 64 次，答对的比例。",
+         Quantity("truth", "V*", "The share of right answers among {continuations} continuations "
+                  "of the tokens before this one.",
+                  "从这个 token 之前的前缀续写 {continuations} 次，答对的比例。",
                   "right / all", "{right} / {continuations}",
                   "lab/gradient.py:continue_prefixes"),
          Quantity("true_A", "A*", "What this token has changed: λ = 0 with V* as the critic, "
@@ -241,21 +242,28 @@ def collect(problem: dict, tokenizer, columns: dict, answers: dict, settings: di
     return found
 
 
-def guide() -> dict:
+def guide(settings: dict) -> dict:
     """What the script of the page needs to know of each number."""
+    # The standard deviation of an estimated share, where it is largest.
+    error = f"{0.5 / settings['continuations'] ** 0.5:.2f}"
+
+    def say(text):
+        return text.format(**settings, error=error)
+
     def described(quantities):
-        return [{**q._asdict(), "source": place_of(q.source),
+        return [{**q._asdict(), "english": say(q.english), "chinese": say(q.chinese),
+                 "source": place_of(q.source),
                  "symbol_chinese": IN_CHINESE.get(q.symbol, q.symbol)} for q in quantities]
 
-    steps = [{"key": key, "english": english, "chinese": chinese, "about": [about, about_chinese],
-              "quantities": described(quantities)}
+    steps = [{"key": key, "english": english, "chinese": chinese,
+              "about": [say(about), say(about_chinese)], "quantities": described(quantities)}
              for key, english, chinese, about, about_chinese, quantities in STEPS]
     return {"answer": described(ANSWER), "group": described(GROUP), "steps": steps}
 
 
 def page(data: dict) -> str:
     # No < in the JSON: a text with </script> would end it.
-    texts = {"{{data}}": data, "{{guide}}": guide()}
+    texts = {"{{data}}": data, "{{guide}}": guide(data["settings"])}
     html = LAYOUT.read_text(encoding="utf-8")
     for name, value in texts.items():
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -637,6 +637,15 @@ DATA = [
              ' and self.kl_in == "loss"',
              "test_steps.py::test_grpo[rloo_weighted]",
              unseen="in float32 the sampler is the policy, and all weights are 1"),
+    Mutation("graph_hides_its_token",
+             "The mask of a cache of fixed size hides the token that is being computed",
+             "no token attends to itself: another policy is sampled from than trained",
+             "",
+             "support/graphs.py",
+             "self.columns > self.column",
+             "self.columns >= self.column",
+             "test_graphs.py",
+             unseen="on a CPU nothing is decoded by graphs"),
 ]
 
 # In the order of a lesson. A mistake's number is its place in all of them.

@@ -1,6 +1,7 @@
 """What people get wrong, tried on every script: one line that names what was found where, status 2,
 and nothing that was there is touched."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -530,15 +531,42 @@ def test_from_the_shell(tmp_path):
         "(see --help)\n")
 
 
-def test_a_pipe_that_is_closed_is_no_error_of_the_script():
-    """python evaluate.py ... | head"""
+def end_of(command: list[str], n_lines: int) -> tuple[int, str]:
+    """As in `command | head -n`: it is read from until it has printed so many lines.
+
+    -> status, stderr. Its output is buffered, as a pipe's is."""
+    process = subprocess.Popen([sys.executable, *command], cwd=Path(__file__).parent.parent,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONUNBUFFERED": ""})
+    for _ in range(n_lines):
+        assert process.stdout.readline()
+    process.stdout.close()
+    return process.wait(timeout=60), process.stderr.read()
+
+
+@pytest.mark.parametrize("n_printed, n_read", [(100000, 1), (3, 0)])
+def test_a_pipe_that_is_closed_is_no_error_of_the_script(n_printed, n_read):
+    """python evaluate.py ... | head. The second writes all of its output when it ends."""
     code = ("from support.cli import script\n"
             "def main():\n"
-            "    for i in range(100000):\n"
+            f"    for i in range({n_printed}):\n"
             "        print(i)\n"
             "script(main)\n")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parent.parent,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "0\n"
-    process.stdout.close()
-    assert process.stderr.read() == "" and process.wait(timeout=60) == 1
+    assert end_of(["-c", code], n_read) == (1, "")
+
+
+@pytest.mark.parametrize("command", ["exercises/bug.py", "exercises/check.py"])
+def test_exercises_end_quietly_as_well(command):
+    assert end_of([command], 0) == (1, "")
+
+
+@pytest.mark.parametrize("name, says", [
+    ("train_grpo.py", "stopped at once: the same command goes on from the last checkpoint with "
+     "--resume, if there is one"),
+    ("compare.py", "stopped at once")])
+def test_ctrl_c_promises_resume_only_where_there_is_such_a_flag(name, says, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name])
+
+    def interrupted(flags):
+        raise KeyboardInterrupt
+    assert run_script(interrupted, [], capsys) == (130, ["", says])

@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import gpu_day  # noqa: E402
+import logits_memory  # noqa: E402
 import rollout  # noqa: E402
-from bench import decode_limit, forward_operations, interleaved, training_limit  # noqa: E402
-from support.cli import UserError  # noqa: E402
+import step_speed  # noqa: E402
+from bench import (decode_limit, forward_operations, interleaved, report,  # noqa: E402
+                   training_limit)
+from model import ModelConfig, Transformer  # noqa: E402
+from support.cli import UserError, parse  # noqa: E402
+from support.pretrained import save_pretrained  # noqa: E402
+from support.tokenizer import builtin_tokenizer  # noqa: E402
+from task import verify_answer  # noqa: E402
 
 
 def test_operations_are_those_that_torch_counts(model):
@@ -61,6 +69,142 @@ def test_every_benchmark_finds_what_it_imports(name):
     """What they are compared with, which is a library of others, is imported later."""
     assert callable(importlib.import_module(name).main)
 
+
+@pytest.mark.parametrize("name, flags, message", [
+    ("rollout_speed", "--model nowhere", "nowhere/config.json: not found"),
+    ("training_speed", "--model nowhere", "nowhere/config.json: not found"),
+    ("step_speed", "--model nowhere", "nowhere/config.json: not found"),
+    ("training_speed", "--growth x.png --figures --out nowhere.json",
+     "--out nowhere.json: holds no numbers of --growth: FileNotFoundError"),
+    ("training_speed", "--growth x.png --figures --out steps.json",
+     "--out steps.json: holds no numbers of --growth: KeyError"),
+    ("training_speed", "--growth x.png --figures --out words.json",
+     "--out words.json: holds no numbers of --growth: JSONDecodeError")])
+def test_what_a_user_can_put_right_is_one_line(name, flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("steps.json").write_text('{"rows": [{"step": "GRPO"}]}')
+    Path("words.json").write_text("words")
+    monkeypatch.setattr(sys, "argv", [name, *flags.split()])
+    module = importlib.import_module(name)
+    monkeypatch.setattr(module, "limits", lambda device, dtype: (1e12, 1e11))
+    with pytest.raises(UserError) as error:
+        module.main()
+    assert error.value.status == 2 and message in str(error.value)
+    assert not Path("x.png").exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--help"], ["a", "b"]])
+def test_logits_memory_says_how_it_is_called(flags, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["logits_memory.py", *flags])
+    with pytest.raises(SystemExit) as end:
+        logits_memory.main()
+    assert end.value.code == logits_memory.__doc__
+
+
+def test_logits_memory_ends_with_the_error_of_its_first_process(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["logits_memory.py", "nowhere"])
+    with pytest.raises(SystemExit) as end:
+        logits_memory.main()
+    [line] = capfd.readouterr().err.splitlines()
+    assert end.value.code == 2 and line == (
+        "logits_memory.py: error: nowhere/config.json: not found, expected a Hugging Face model "
+        "directory")
+
+
+def test_logits_memory_needs_a_context_of_its_rows(tmp_path):
+    save_tiny_model(tmp_path)
+    with pytest.raises(UserError, match="has a context of 64 tokens, expected at least 256"):
+        logits_memory.peak(str(tmp_path), "layers", "full")
+
+
+def save_tiny_model(path) -> None:
+    torch.manual_seed(0)
+    tokenizer = builtin_tokenizer()
+    save_pretrained(Transformer(ModelConfig(tokenizer.vocab_size, 32, 2, 2, 1, 64, 64)), tokenizer,
+                    path)
+
+
+# ------------------------------------------------------------------------------------- step_speed
+
+def test_both_sides_are_given_the_same_work(tmp_path):
+    """Prompts, rows of a step, and how long an answer may be; every flag is one of its script."""
+    config = step_speed.Config(prompts=3, pairs=5, new_tokens=7, steps=2)
+    rows = step_speed.make_rows(config)
+    # Two more steps don't count.
+    assert {name: len(of_it) for name, of_it in rows.items()} == {
+        "prompts": 4 * 5, "pairs": 4 * 5, "shown": 4 * 5}
+    for pair, shown in zip(rows["pairs"], rows["shown"]):
+        assert pair["prompt"] == shown["prompt"]
+        assert verify_answer(pair["prompt"], pair["chosen"]) == 1
+        assert verify_answer(pair["prompt"], pair["rejected"]) == 0
+        assert verify_answer(shown["prompt"], shown["completion"]) == 1
+    step_speed.write_inputs(tmp_path, rows)
+    jobs = {job.name: job for job in step_speed.make_jobs(config, Path("start"), tmp_path, rows)}
+    assert list(jobs) == ["GRPO", "GRPO, answers of full length", "DPO", "SFT"]
+    assert {job.batch for job in jobs.values()} == {8 * 3, 5}
+    for job in jobs.values():
+        given = parse(sys.modules[job.main.__module__].Config, "", job.flags)
+        lines = Path(given.data).read_text().splitlines()
+        assert list(map(json.loads, lines)) == job.rows
+        if job.trainer == "GRPO":
+            assert given.prompts_per_step * given.group_size == job.batch
+            assert given.max_new_tokens == job.settings["max_completion_length"] == 7
+            assert given.kl_coef == job.settings["beta"]
+            assert given.group_size == job.settings["num_generations"]
+        else:
+            assert given.batch_size == job.batch
+    assert jobs["GRPO"].model != jobs["GRPO, answers of full length"].model
+
+
+def test_a_row_of_steps_by_hand(model):
+    """A DPO step of two pairs: prompts of 3 and 5 tokens go through the model twice, with chosen
+    and rejected answers of 4 and 2 tokens. GRPO samples, and scores with its reference, besides."""
+    tokenizer = builtin_tokenizer()
+    rows = [{"prompt": "1+2", "chosen": "333", "rejected": "4"},
+            {"prompt": "10+20", "chosen": "303", "rejected": "5"}]
+    pairs = step_speed.Job("DPO", Path(), "DPO", None, [], rows, 2, {})
+    assert step_speed.lengths_of(pairs, tokenizer, None) == (8, 6)
+    seconds = {"this": [3.0, 1.0, 2.0], "TRL": [9.0, 6.0, 5.0]}
+    limit = 3 * forward_operations(model, 2 * 14, 2 * 6, 7) / 1e9
+    assert step_speed.row_of(pairs, seconds, 8, 6, model, 1e9) == pytest.approx(
+        {"step": "DPO", "this (s)": 2.0, "TRL (s)": 6.0, "ratio": 3.0, "limit (s)": limit,
+         "of the limit": limit / 2})
+    shown = pairs._replace(trainer="SFT", rows=[{"prompt": "1+2", "completion": "3"}])
+    assert step_speed.lengths_of(shown, tokenizer, None) == (3, 2)
+    sampled = pairs._replace(trainer="GRPO")
+    assert step_speed.lengths_of(sampled, tokenizer, 30.0) == (4, 30.0)
+    assert step_speed.row_of(sampled, seconds, 8, 6, model, 1e9)["limit (s)"] == pytest.approx(
+        5 / 3 * limit)
+
+
+def test_steps_are_timed_in_turns(tmp_path, monkeypatch):
+    """Our side is real, on a tiny model; TRL's is a stand-in."""
+    save_tiny_model(tmp_path / "start")
+    turns = []
+
+    def theirs(job, path, config, device):
+        turns.append(job.name)
+        return [1000.0]
+    monkeypatch.setattr(step_speed, "theirs", theirs)
+    monkeypatch.setattr(step_speed, "limits", lambda device, dtype: (1e12, 1e11))
+    monkeypatch.setattr(sys, "argv", [
+        "step_speed.py", "--model", str(tmp_path / "start"), "--prompts", "1", "--pairs", "4",
+        "--new-tokens", "4", "--steps", "1", "--turns", "2", "--device", "cpu",
+        "--out", str(tmp_path / "steps.json")])
+    step_speed.main()
+    rows = json.loads((tmp_path / "steps.json").read_text())["rows"]
+    assert turns == [row["step"] for row in rows for _ in range(2)] and len(rows) == 4
+    for row in rows:
+        assert 0 < row["limit (s)"] < row["this (s)"] < row["TRL (s)"] == 1000
+
+
+def test_a_table_shows_three_digits_and_whole_thousands(capsys):
+    report("x", [{"a": 1234.5, "b": 0.012345, "c": 1234}, {"b": 99.96}], torch.device("cpu"), "")
+    assert capsys.readouterr().out == (
+        "| a | b | c |\n|---|---|---|\n| 1,234 | 0.0123 | 1234 |\n|  | 100 |  |\n")
+
+
+# ---------------------------------------------------------------------------------------- gpu_day
 
 def rehearse(*words: str) -> list[dict]:
     return gpu_day.main([*words, "--tiny", "--device", "cpu"])
@@ -167,6 +311,33 @@ def test_resume_finds_weights_that_differ(day, monkeypatch):
     monkeypatch.setattr(gpu_day, "load_pretrained", differs)
     found = gpu_day.compare_resumed(day)
     assert not found["ok"] and 0 < found["resumed"] < 2e-6 and found["repeated"] == 0
+
+
+def test_a_folder_is_made_and_can_be_used_again(tmp_path, monkeypatch):
+    """What an earlier day left there, whole or not, stops nothing."""
+    config = gpu_day.Config(device="cpu", tiny=True)
+    day = gpu_day.Day(config, tmp_path / "new" / "folder")
+    write = gpu_day.write_tiny_task
+
+    def fails(*given):
+        raise KeyboardInterrupt
+    for name, broken in (("write_tiny_task", lambda place: (write(place), fails())),
+                         ("train", fails)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(gpu_day, name, broken)
+            day.place()
+    place = day.place()
+    assert (place / "sft").is_dir() and (place / "rm" / "model").is_dir()
+
+    def run(command, cwd, **how):
+        assert list(cwd.iterdir()) == [] or command[1].name == "evaluate.py"
+        (cwd / "runs" / "grpo").mkdir(parents=True, exist_ok=True)
+        (cwd / "runs" / "grpo" / "metrics.csv").write_text("seconds\n2\n")
+        return SimpleNamespace(stdout='{"greedy": 0.5}')
+    monkeypatch.setattr(gpu_day, "subprocess", SimpleNamespace(run=run))
+    for _ in range(2):
+        found = gpu_day.learn_from_nothing(gpu_day.Day(config, day.folder))
+        assert (found["step_seconds"], found["greedy"]) == (2, 0.5)
 
 
 def test_one_failure_does_not_cost_the_rest(monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,3 +128,22 @@ def test_dpo_does_not_see_both_sides_fall():
     logp = -torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(dpo_loss(*logp)[0],
                                dpo_loss(logp[0] - 10, logp[1] - 10, *logp[2:])[0])
+
+
+def test_what_ran_to_its_end_is_not_run_again(tmp_path, monkeypatch):
+    run = SCRIPT["run_what_is_missing"]
+    (tmp_path / "done" / "model").mkdir(parents=True)
+    (tmp_path / "done" / "model" / "config.json").touch()
+    (tmp_path / "cut off").mkdir()
+    commands = []
+    monkeypatch.setitem(run.__globals__, "subprocess", SimpleNamespace(
+        run=lambda command, **how: commands.append(list(map(str, command[1:])))))
+    run({"done": "a.py", "cut off": "b.py --steps 2", "new": "c.py"}, tmp_path)
+    assert commands == [
+        ["b.py", "--steps", "2", "--out", str(tmp_path / "cut off"), "--overwrite"],
+        ["c.py", "--out", str(tmp_path / "new"), "--overwrite"]]
+
+
+def test_the_tool_s_runs_begin_with_their_models():
+    names = list(runpy.run_path(str(ROOT / "docs" / "tool.py"))["all_commands"]())
+    assert names[:3] == ["sft_0", "sft_1", "sft_2"] and len(names) == 12

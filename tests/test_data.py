@@ -77,6 +77,8 @@ def test_a_cut_off_answer_is_never_right(tokenizer, reward):
     ("The answer is 7", 7, 1), ("7 apples", "7", 1), ("first 7, then 8", "7", 0),
     ("It costs $1,234.50.", 1234.5, 1), ("7.0", 7, 1), ("7.", "7", 1), ("07", 7, 1),
     ("x = -7", -7, 1), ("x = -7", 7, 0), ("10-7", 7, 1),
+    ("(10)-7", 7, 1), ("a[1]-7", 7, 1), ("2^{10}-7", 7, 1), ("2^{10} -7", -7, 1), ("[-7]", -7, 1),
+    ("|-7|", -7, 1),
     ("1,000,000", "1000000", 1), ("1,00", 100, 0),
     ("no number", 7, 0), ("", 7, 0), (".5", 0.5, 1), ("70", 7, 0), ("7 or 8", "7 or 8", 0),
     ("12345678901234567890", 12345678901234567891, 0),
@@ -98,6 +100,25 @@ def test_a_cut_off_answer_is_never_right(tokenizer, reward):
 def test_exact(completion, answer, right):
     assert exact_reward(["?"], [completion], answer=[answer], other=[None]) == [right]
     assert exact_reward([[]], [[{"role": "assistant", "content": completion}]], [answer]) == [right]
+
+
+def test_what_a_reward_function_does_to_its_arguments_changes_no_data(tokenizer):
+    """The answers of a group share a row of the data; each gets a prompt of its own to append to,
+    and its own columns."""
+    prompt = [{"role": "user", "content": "?"}]
+    row = {"prompt": prompt, "columns": {"tests": [1, 2]}}
+    lengths = []
+
+    def reward(prompts, completions, tests, **columns):
+        for given, completion, of_row in zip(prompts, completions, tests):
+            given.extend(completion)
+            of_row.append(3)
+            lengths.append((len(given), len(of_row)))
+        return [0.0] * len(prompts)
+    for _ in range(2):
+        reward_answers(reward, [row] * 4, [[*b"98"]] * 4, [True] * 4, tokenizer)
+    assert lengths == [(2, 3)] * 8
+    assert row == {"prompt": [{"role": "user", "content": "?"}], "columns": {"tests": [1, 2]}}
 
 
 def test_held_out_problems_are_never_trained_on():

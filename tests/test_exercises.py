@@ -57,6 +57,33 @@ def test_a_file_that_lacks_something_is_one_line(tmp_path, capsys):
     assert out == "" and "none.py" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("text, error", [
+    ("import torch\ndef gae(:\n", "SyntaxError: invalid syntax ({name}, line 2)"),
+    ("import torch\nimport nothing_of_this_name\n",
+     "ModuleNotFoundError, line 2: No module named 'nothing_of_this_name'"),
+    ("raise SystemExit(7)\n", "SystemExit, line 1: 7")])
+def test_a_file_that_does_not_run_is_one_line(tmp_path, capsys, text, error):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    assert CHECK["main"]([str(file)]) == 2
+    assert capsys.readouterr() == ("", f"{file}: {error.format(name=file.name)}\n")
+
+
+def test_a_file_may_have_any_name(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("from advantages import gae\n")
+    assert CHECK["main"]([str(tmp_path / "mine.txt")]) == 1
+    assert capsys.readouterr().out.count("right\n") == 1
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_another_dtype_is_no_mistake(name):
+    """Someone who computes in float64, or with NumPy, is right as well."""
+    def in_float64(*given):
+        found = RIGHT[name](*given)
+        return tuple(x.double() for x in found) if isinstance(found, tuple) else found.double()
+    assert CHECK["check"](name, in_float64) == ""
+
+
 def test_the_blanks_are_the_checks():
     """And they take what the project's functions take."""
     blanks = runpy.run_path(str(ROOT / "exercises" / "exercises.py"))
@@ -117,6 +144,15 @@ def gae_forwards(rewards, values, mask, gamma, lam):
 def gae_off_the_mask(rewards, values, mask, gamma, lam):
     A, returns = advantages.gae(rewards, values, mask, gamma, lam)
     return A + 0.5 * ~mask, returns
+
+
+def gae_without_the_last_column(rewards, values, mask, gamma, lam):
+    A, returns = advantages.gae(rewards, values, mask, gamma, lam)
+    return A[:, :-1], returns[:, :-1]
+
+
+def gae_in_float64_off_the_mask(rewards, values, mask, gamma, lam):
+    return tuple(x.double() for x in gae_off_the_mask(rewards, values, mask, gamma, lam))
 
 
 def gae_of_rewards(rewards, values, mask, gamma, lam):
@@ -223,6 +259,8 @@ MISTAKES = [
     ("gae", gae_whitened, "whitened"),
     ("gae", gae_forwards, "forwards in time"),
     ("gae", gae_off_the_mask, "not 0 off the mask"),
+    ("gae", gae_in_float64_off_the_mask, "A is not 0 off the mask"),
+    ("gae", gae_without_the_last_column, "A has shape (4, 8), expected (4, 9)"),
     ("gae", gae_of_rewards, "the critic's target is A + V"),
     ("gae", lambda *x: RIGHT["gae"](*x)[0], "expected two tensors"),
     ("grpo_advantages", lambda r, n: RIGHT["grpo_advantages"](r, n, scale=False), "Dr. GRPO"),

@@ -6,6 +6,7 @@ import csv
 import difflib
 import importlib
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -69,6 +70,21 @@ def test_a_rung_is_short_and_imports_no_mathematics(file):
 @pytest.mark.parametrize("before, after", list(zip(FILES, FILES[1:])), ids=ladder.RUNGS[1:])
 def test_few_lines_of_a_rung_are_new(before, after):
     assert 0 < len(new_lines(before, after)) <= 25
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_what_a_user_can_put_right_is_one_line(file, tmp_path, monkeypatch, capsys):
+    """Here runs/sft, from which all begin, is what is left of something else."""
+    run = tmp_path / "runs" / "sft"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(file)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(file), run_name="__main__")
+    [line] = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert line.startswith(f"{file.name}: error: runs/sft/config.json: not the settings of a run")
 
 
 # ------------------------------------------------------------------------- the same loss, by itself

@@ -68,6 +68,13 @@ def test_the_tree_is_the_one_drawn():
     assert torch.equal(tree.tokens[0][tree.number[tree.row_of]], DRAWN)
 
 
+def test_equal_tokens_behind_a_difference_are_not_shared():
+    """Their states differ, as the model reads what stands before."""
+    tree = PrefixTree(torch.tensor([[A, B, C, D], [A, E, C, D]]))
+    assert tree.tokens.tolist() == [[A, B, E, C, C, D, D]]
+    assert tree.number.tolist() == [[0, 1, 3, 5], [0, 2, 4, 6]]
+
+
 @pytest.mark.parametrize("dtype, precision", [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 @pytest.mark.parametrize("grad_checkpoint", [False, True])
 def test_log_probs_and_gradients_are_the_plain_ones(model, group_batch, dtype, precision,

@@ -248,6 +248,22 @@ def test_sums_of_the_page_in_docs():
     check_sums(trace_page.read_data(PAGE))
 
 
+def test_a_page_s_texts_have_its_own_numbers(traced):
+    """Here 8 continuations. An estimated share is off by 0.5 / sqrt(8) at most, in one standard
+    deviation. In docs there are 64."""
+    _, data, _ = traced
+    steps = data["settings"]["steps"]
+    assert steps == trace_group.STEPS
+    texts = json.dumps(trace_page.guide(data["settings"]), ensure_ascii=False)
+    for text in ("among 8 continuations of the prefix (it can be off by 0.18)", "续写 8 次",
+                 "误差约 0.18", "among 8 continuations of the tokens", f"was {steps} steps before",
+                 f"参考模型是 {steps} 步更新之前"):
+        assert text in texts
+    assert "64" not in texts
+    docs = PAGE.read_text(encoding="utf-8")
+    assert "64 continuations of the prefix (it can be off by 0.06)" in docs
+
+
 def test_the_page_in_docs_is_up_to_date_and_needs_no_network():
     text = PAGE.read_text(encoding="utf-8")
     is_up_to_date = text == trace_page.page(trace_page.read_data(PAGE))
@@ -264,7 +280,7 @@ def test_the_pictures_are_not_older_than_the_page():
 
 
 def test_sources_are_the_functions():
-    guide = trace_page.guide()
+    guide = trace_page.guide(trace_page.read_data(PAGE)["settings"])
     quantities = [*guide["answer"], *guide["group"],
                   *(q for step in guide["steps"] for q in step["quantities"])]
     assert len(quantities) > 30
