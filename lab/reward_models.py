@@ -22,7 +22,6 @@ model which happens to lie lowest. Mean and least: Coste et al. 2023 (arXiv:2310
 import copy
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -229,7 +228,7 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
     """The rows of reward_models.csv: of best of n, where `step` is n, and of the policy gradient.
 
     SFT models and pairs are those of the table's runs in `out`."""
-    compare.run_all(out, [RM], seeds, jobs=os.cpu_count() or 1)
+    compare.run_all(out, [RM], seeds, jobs=None)
     rows = []
     for seed in range(seeds):
         sft, rm = (compare.run_path(out, command, seed) for command in (SFT, RM))

@@ -109,15 +109,16 @@ def tokens_of(answer, right, values, truth_1, truth_2, ppo, wrong):
 
 def test_summary_by_hand():
     """A right answer and two wrong ones: V falls at the first wrong token of one of them, and a
-    token late in the other; the truth falls at both."""
+    token late in the other; the truth falls at both. At their last tokens V falls further, to the
+    reward, as any V must: that does not count."""
     rows = [*tokens_of(0, 1, [.5, .7], [.4, .8], [.6, 1.], [.1, .3], 2),
-            *tokens_of(1, 0, [.6, .5, .1], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1),
-            *tokens_of(2, 0, [.6, .6, .0], [.6, .0, .0], [.6, .2, .0], [.0, -.6, .0], 0)]
+            *tokens_of(1, 0, [.6, .55, .4], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1),
+            *tokens_of(2, 0, [.6, .7, .5], [.6, .0, .0], [.6, .2, .0], [.0, -.6, .0], 0)]
     found = credit.summary(rows)
     assert found["at_wrong_value"] == 0.5 and found["at_wrong_truth"] == 1
     assert found["near_wrong_value"] == 1
     # The truth is the mean of its halves, and after the end it is the reward.
-    value = [.5, .7, .6, .5, .1, .6, .6, .0]
+    value = [.5, .7, .6, .55, .4, .6, .7, .5]
     truth = [.5, .9, .5, .8, .1, .6, .1, .0]
     changes = [.4, .1, .3, -.7, -.1, -.5, -.1, .0]
     ppo, grpo = [.1, .3, -.1, -.4, -.1, .0, -.6, .0], [1, 1, 0, 0, 0, 0, 0, 0]
