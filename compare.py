@@ -230,7 +230,7 @@ def run_gradient(out: Path, config: Config) -> None:
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
     # It needs torch: nothing else here does.
     from lab import gradient
-    run_all(out, [HALFWAY], 1, jobs=1)
+    run_all(out, [HALFWAY], 1, 1)
     use_one_thread()
     models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
               gradient_page.HALFWAY: run_path(out, HALFWAY, 0) / "model"}

@@ -15,7 +15,7 @@ answers that think: half of them right, half of them wrong. The runs are those o
     credit_runs.csv     PPO and GRPO: the reward after so many answers, and seconds of one core
     credit_curves.png   two answers, token by token; both runs over answers and over seconds
 """
-import json
+import functools
 from dataclasses import replace
 from pathlib import Path
 from statistics import correlation, linear_regression, mean
@@ -25,6 +25,7 @@ import torch
 from advantages import gae
 from lab.gradient import continue_prefixes, make_pool
 from lab.hard import QUICK_STEPS, STEPS, TASK, run_setting, train
+from lab.loops import make_once
 from lab.report import write_csv
 from model import ScalarModel
 from rollout import token_values
@@ -183,10 +184,7 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
 
 def measured(run: Path, seed: int) -> list[dict]:
     """measure(), which takes a minute, once."""
-    file = Path(f"{run}.tokens.json")
-    if not file.is_file():
-        file.write_text(json.dumps(measure(run, seed)), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return make_once(Path(f"{run}.tokens.json"), functools.partial(measure, run, seed))
 
 
 def draw(folder: Path) -> None:

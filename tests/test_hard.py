@@ -86,6 +86,39 @@ def test_every_setting_starts_from_its_seeds_model(tmp_path, monkeypatch):
     assert hard.run(tmp_path, 2, quick=True) == rows and asked == []
 
 
+def test_a_run_is_the_one_of_its_command(tmp_path, monkeypatch):
+    """A run of another command is made anew, and so is what started from it; one of which no
+    command is known counts as this one."""
+    ran = []
+
+    def main(argv):
+        ran.append(Path(argv[argv.index("--out") + 1]).name)
+
+    for name in hard.SCRIPTS:
+        monkeypatch.setitem(hard.SCRIPTS, name, main)
+    monkeypatch.setattr(evaluate, "main", lambda argv: print('{"sampled": 0.5}'))
+    runs = tmp_path / "runs"
+
+    def run(settings):
+        ran.clear()
+        for setting in settings:
+            hard.run_setting(tmp_path, setting, 5, 0)
+        return ran
+
+    assert run(["GRPO", "PPO"]) == ["hard_base", "hard_sft-0", "hard_GRPO_5-0", "hard_PPO_5-0"]
+    (runs / "hard_GRPO_5-0.tokens.json").write_text("[]")
+    (runs / "hard_PPO_5-0.tokens.json").write_text("[]")
+    monkeypatch.setitem(hard.RUNS, "GRPO", f"{hard.GRPO} --epochs 3")
+    assert run(["GRPO", "PPO"]) == ["hard_GRPO_5-0"] and run(["GRPO", "PPO"]) == []
+    # Of the run that is gone nothing is left.
+    assert [file.name for file in runs.glob("*.tokens.json")] == ["hard_PPO_5-0.tokens.json"]
+    monkeypatch.setattr(hard, "SFT", f"{hard.SFT} --batch-size 8")
+    assert run(["GRPO", "PPO"]) == ["hard_sft-0", "hard_GRPO_5-0", "hard_PPO_5-0"]
+    for file in runs.glob("*.json"):
+        file.write_text('{"sampled": 0.5}')
+    assert run(["GRPO", "PPO"]) == []
+
+
 def test_the_first_wrong_token():
     problem = {"prompt": "12+34+56+7="}
     [text] = demonstration(problem["prompt"], True)
