@@ -36,11 +36,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from lab import gradient_page
+import torch
+
+from lab import gradient, gradient_page
 from lab.experiments import DPO, EXPERIMENTS, METHODS, QUICK, RM, SFT, Experiment
 from lab.report import COLUMNS, grouped, peaks, rank_correlation, report, write_csv, write_whole
 from support.cli import UserError, parse, refuse, script, setting, user_errors
+from support.models import numpy_rng
 from support.plot import read_csv, read_metrics
+from task import make_problems
 
 ROOT = Path(__file__).parent
 HALFWAY = "train_grpo.py --steps 25"
@@ -119,8 +123,8 @@ def run(out: Path, command: str, seed: int, needed: list, running: set) -> float
 
 
 def run_all(out: Path, commands: list[str], seeds: int, jobs: int | None) -> None:
-    """Every command with every seed, `jobs` at a time (None: as many as there are cores), SFT models
-    first. The first that fails ends the others."""
+    """Every command with every seed, SFT models first, `jobs` at a time (None: one for each core).
+    The first that fails ends the others."""
     needs_rm = RM in commands or any("{rm}" in c for c in commands)
     first = [SFT, RM] if needs_rm else [SFT]
     rest = [c for c in dict.fromkeys(commands) if c not in first]
@@ -170,12 +174,10 @@ def history(out: Path, command: str, seed: int) -> list[dict]:
 
 
 def count_samples(run: Path) -> int:
-    """How many answers a run's policy was asked for until the pairs were enough.
+    """How many answers were sampled until the pairs of a run were enough.
 
-    train_rm.py samples two to each of 256 problems, until it has the pairs: so this draws the same
-    problems, until it has come past those of all pairs."""
-    from support.models import numpy_rng
-    from task import make_problems
+    train_rm.py samples two to each of 256 problems, and again. So this draws the same problems,
+    until it has come past those of all pairs."""
     seed = json.loads((run / "config.json").read_text())["seed"]
     pairs = map(json.loads, (run / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
     left = [pair["prompt"] for pair in pairs if not pair["held_out"]][::-1]
@@ -228,10 +230,7 @@ def run_gradient(out: Path, config: Config) -> None:
     each."""
     if config.seeds not in (None, 1):
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
-    # It needs torch: nothing else here does.
-    from lab import gradient
     run_all(out, [HALFWAY], 1, 1)
-    use_one_thread()
     models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
               gradient_page.HALFWAY: run_path(out, HALFWAY, 0) / "model"}
     gradient.run(out, models, config.quick)
@@ -289,15 +288,8 @@ def state_again(out: Path, which: str) -> None:
 
 def run_world(out: Path, which: str, seeds: int, config: Config) -> None:
     """An experiment with a training loop of its own, in this process."""
-    use_one_thread()
     world = importlib.import_module(f"lab.{which}")
     write_csv(out / f"{which}.csv", world.run(out, seeds, config.quick))
-
-
-def use_one_thread() -> None:
-    """As each run has that is a process of its own."""
-    import torch
-    torch.set_num_threads(1)
 
 
 def write_table(out: Path, runs: dict, seeds: int, quick: bool) -> None:
@@ -329,6 +321,8 @@ def main(argv=None) -> None:
         raise UserError(f"unknown experiment {which}, expected {', '.join(EXPERIMENTS)}, gradient, "
                         "or none for the table")
     check(config, which)
+    # What runs in this process has one thread as well.
+    torch.set_num_threads(1)
     out = Path(config.out or ("runs/quick" if config.quick else "runs/compare"))
     if config.figures:
         state_again(out, which)

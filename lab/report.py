@@ -256,9 +256,9 @@ def results_page(rows: list[dict], say=str) -> str:
         say("Mean ± standard deviation over {} seeds.").format(n_seeds),
         of_columns(OF_ALL, policies),
         say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
-            "that the policy sampled to learn from; with DPO and its relatives, those that its pairs "
-            "were found among. seconds: of processor time, of the training script. models: full models in memory "
-            "while it trains."),
+            "that the policy sampled to learn from; with DPO and its relatives, those that its "
+            "pairs were found among. seconds: of processor time, of the training script. models: "
+            "full models in memory while it trains."),
         f"{say(RIGHT[0])}: {against(sampled, 'GRPO', say)}",
         say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
             "evaluation (the one at which the other seeds are best) and at the end:").format(

@@ -386,11 +386,14 @@ def test_a_world_with_a_loop_of_its_own(tmp_path, monkeypatch):
     asked = []
 
     def run(out, seeds, quick):
-        asked.append((out, seeds, quick))
+        asked.append((out, seeds, quick, torch.get_num_threads()))
         return [{"line": "", "setting": which, "seed": seed, "step": step, "x": x + 0.01 * seed}
                 for which, x in (("a", 0.5), ("b", 0.7)) for seed in range(seeds)
                 for step in (1, 2)]
     monkeypatch.setitem(sys.modules, "lab.island", SimpleNamespace(run=run))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     compare.main(["island", "--out", str(tmp_path / "new")])
-    assert asked == [(tmp_path / "new", 2, False)]
+    torch.set_num_threads(before)
+    assert asked == [(tmp_path / "new", 2, False, 1)]
     assert "| b | **0.705 ± 0.007** |" in (tmp_path / "new" / "island.md").read_text()
