@@ -7,15 +7,16 @@ task, several seeds.
                                            expected, a table, which settings differ
     python compare.py gradient             the same, of how good each method's gradient is at a
                                            fixed policy: see lab/gradient.py
-    python compare.py --quick              one seed, a third to half of the steps: the table in a
-                                           quarter of an hour on two cores, and how
-                                           far its order is that of docs/lab/results.csv
+    python compare.py --quick              one seed, and fewer steps where a run has many: the
+                                           table in a quarter of an hour on two cores,
+                                           and how far its order is that of docs/lab/results.csv
     python compare.py --figures --out DIR  draws and states again what DIR has csv files of; needs
                                            no runs
 
 EXPERIMENT: a row of lab/experiments.py, or gradient. A seed has its own SFT model and reward model.
 Runs go to OUT/runs, named by their settings, so the table and the experiments share them. What is
-finished is not run again; what was cut off is run anew, so that its time is a whole run's.
+finished is not run again; what was cut off is run anew, so that its time is a whole run's. Each run
+has one thread, whatever the machine: with two, sums of floats have other last bits.
 Accuracy, length and KL are evaluate.py's: 8 samples to each of 512 problems that nothing trains on.
 
 Two settings differ "beyond the seeds' spread" by a t-test at 5 % of their differences, seed by
@@ -23,6 +24,7 @@ seed: runs of one seed start from one SFT model, and how good that is moves them
 settings is tested on its own.
 """
 import importlib
+import itertools
 import json
 import os
 import re
@@ -30,15 +32,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from lab import gradient_page
-from lab.experiments import EXPERIMENTS, METHODS, QUICK, RM, SFT, Experiment
-from lab.report import COLUMNS, grouped, rank_correlation, report, write_csv
-from support.cli import UserError, parse, script, setting
+import torch
+
+from lab import gradient, gradient_page
+from lab.experiments import DPO, EXPERIMENTS, METHODS, QUICK, RM, SFT, Experiment
+from lab.report import COLUMNS, grouped, peaks, rank_correlation, report, write_csv, write_whole
+from support.cli import UserError, parse, refuse, script, setting, user_errors
+from support.models import numpy_rng
 from support.plot import read_csv, read_metrics
+from task import make_problems
 
 ROOT = Path(__file__).parent
 HALFWAY = "train_grpo.py --steps 25"
@@ -50,11 +56,12 @@ TABLE = Experiment("", {("", method): command for method, (_, command) in METHOD
 class Config:
     seeds: int | None = setting(
         None, "how many; 5 for the table, an experiment's own, 1 with --quick, if not given", low=1)
-    quick: bool = setting(False, "a third to half of the steps")
+    quick: bool = setting(False, "fewer steps where a run has many")
     out: str = setting(
         "", "where everything goes; runs/compare, and runs/quick with --quick, if not given")
-    jobs: int = setting(
-        os.cpu_count() or 1, "runs at a time; each gets its share of the cores", low=1)
+    jobs: int | None = setting(
+        None, "runs at a time, each with one thread; as many as there are cores, if not given",
+        low=1)
     figures: bool = setting(
         False, "run nothing: draw and state again what --out has csv files of")
 
@@ -75,7 +82,7 @@ def needed_by(command: str) -> list[str]:
     return [SFT, RM] if "{rm}" in command else [SFT]
 
 
-def run(out: Path, command: str, seed: int, threads: int, needed: list, running: set) -> float:
+def run(out: Path, command: str, seed: int, needed: list, running: set) -> float:
     """Train and evaluate one model, in processes of their own, once what it starts from is there.
 
     -> seconds"""
@@ -87,7 +94,7 @@ def run(out: Path, command: str, seed: int, threads: int, needed: list, running:
         """-> what it printed, and its processor time in seconds, whatever else the machine does"""
         with subprocess.Popen([sys.executable, ROOT / file, *map(str, arguments)],
                               stdout=subprocess.PIPE, stderr=log, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": str(threads)}) as process:
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             running.add(process)
             output = process.stdout.read()
             _, status, used = os.wait4(process.pid, 0)
@@ -110,15 +117,14 @@ def run(out: Path, command: str, seed: int, threads: int, needed: list, running:
             printed, _ = execute(log, "evaluate.py", path, "--reference", sft, "--json")
             found |= json.loads(printed)
             found["kl_to_sft"] = found.pop("kl")
-    # Written under another name first: the .json is there only when the run is finished.
-    Path(f"{path}.part").write_text(json.dumps(found))
-    os.replace(f"{path}.part", f"{path}.json")
+    # The .json is there only when the run is finished.
+    write_whole(Path(f"{path}.json"), json.dumps(found))
     return time.perf_counter() - begun
 
 
-def run_all(out: Path, commands: list[str], seeds: int, jobs: int) -> None:
-    """Every command with every seed, `jobs` at a time, SFT models first. The first that fails ends
-    the others."""
+def run_all(out: Path, commands: list[str], seeds: int, jobs: int | None) -> None:
+    """Every command with every seed, SFT models first, `jobs` at a time (None: one for each core).
+    The first that fails ends the others."""
     needs_rm = RM in commands or any("{rm}" in c for c in commands)
     first = [SFT, RM] if needs_rm else [SFT]
     rest = [c for c in dict.fromkeys(commands) if c not in first]
@@ -126,18 +132,14 @@ def run_all(out: Path, commands: list[str], seeds: int, jobs: int) -> None:
     order += [(c, seed) for seed in range(seeds) for c in rest]
     todo = [(c, seed) for c, seed in order if not Path(f"{run_path(out, c, seed)}.json").is_file()]
     print(f"{len(order)} runs, {len(order) - len(todo)} of them there already", flush=True)
-    (out / "runs").mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
-    cores = os.cpu_count() or 1
     futures, running = {}, set()
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         try:
             # A run waits only for runs before it: the pool can't block itself.
             for c, seed in todo:
                 needed = [futures[n, seed] for n in needed_by(c) if (n, seed) in futures]
-                # The only SFT model gets all cores: all else waits for it.
-                threads = cores if c == SFT and seeds == 1 else max(1, cores // jobs)
-                futures[c, seed] = pool.submit(run, out, c, seed, threads, needed, running)
+                futures[c, seed] = pool.submit(run, out, c, seed, needed, running)
             names = {future: run_path(out, *job).name for job, future in futures.items()}
             for n, future in enumerate(as_completed(names), 1):
                 seconds = future.result()
@@ -171,24 +173,40 @@ def history(out: Path, command: str, seed: int) -> list[dict]:
     return [before, *rows]
 
 
-def result(out: Path, method: str, command: str, seed: int) -> dict:
-    """A row of results.csv."""
-    _, *rows = history(out, command, seed)
-    config = json.loads((run_path(out, command, seed) / "config.json").read_text())
-    sampled = sum(float(row.get("samples", 0)) for row in rows)
-    row = rows[-1] | {
-        "samples": sampled or 2 * config.get("pairs", 0) or "",
-        "models": METHODS[method][0],
-        "pairs": rows[-1].get("eval_accuracy", "")}
+def count_samples(run: Path) -> int:
+    """How many answers were sampled until the pairs of a run were enough.
+
+    train_rm.py samples two to each of 256 problems, and again. So this draws the same problems,
+    until it has come past those of all pairs."""
+    seed = json.loads((run / "config.json").read_text())["seed"]
+    pairs = map(json.loads, (run / "pairs.jsonl").read_text(encoding="utf-8").splitlines())
+    left = [pair["prompt"] for pair in pairs if not pair["held_out"]][::-1]
+    for block in itertools.count():
+        if not left:
+            return 2 * 256 * block
+        for problem in make_problems("sums", 256, numpy_rng(seed, block, "pairs False")):
+            if left and problem["prompt"] == left[-1]:
+                left.pop()
+
+
+def results(out: Path, method: str, command: str, seeds: int) -> list[dict]:
+    """A method's rows of results.csv: a seed each."""
+    runs = [history(out, command, seed)[1:] for seed in range(seeds)]
     if "--reward-model" in command:
-        evaluated = [r for r in rows if r["eval_greedy"]]
-        best = max(evaluated, key=lambda r: float(r["eval_greedy"]))
-        row |= {"peak_greedy": best["eval_greedy"],
-                "peak_sampled": max(float(r["eval_sampled"]) for r in evaluated),
-                "score_at_peak": best["reward"],
-                "score": row["reward"]}
-    numbers = {column: number(row.get(column, "")) for column in COLUMNS}
-    return {"method": method, "seed": seed, **numbers}
+        evaluated = [[row for row in rows if row["eval_greedy"]] for rows in runs]
+        for rows, peak in zip(runs, peaks(evaluated)):
+            rows[-1] |= {"peak_greedy": peak["eval_greedy"], "peak_sampled": peak["eval_sampled"],
+                         "score_at_peak": peak["reward"], "score": rows[-1]["reward"]}
+    found = []
+    for seed, rows in enumerate(runs):
+        samples = sum(float(row.get("samples", 0)) for row in rows)
+        if command.startswith((DPO, RM)):
+            samples = count_samples(run_path(out, command, seed))
+        row = rows[-1] | {"samples": samples or "", "models": METHODS[method][0],
+                          "pairs": rows[-1].get("eval_accuracy", "")}
+        numbers = {column: number(row.get(column, "")) for column in COLUMNS}
+        found.append({"method": method, "seed": seed, **numbers})
+    return found
 
 
 def curves(out: Path, runs: dict, seeds: int, columns: list[str]) -> list[dict]:
@@ -212,9 +230,7 @@ def run_gradient(out: Path, config: Config) -> None:
     each."""
     if config.seeds not in (None, 1):
         raise UserError(f"--seeds {config.seeds}: gradient has one seed, expected 1 or none")
-    # It needs torch: nothing else here does.
-    from lab import gradient
-    run_all(out, [HALFWAY], 1, config.jobs)
+    run_all(out, [HALFWAY], 1, 1)
     models = {gradient_page.SFT: run_path(out, SFT, 0) / "model",
               gradient_page.HALFWAY: run_path(out, HALFWAY, 0) / "model"}
     gradient.run(out, models, config.quick)
@@ -250,6 +266,53 @@ def print_correlation(rows: list[dict]) -> None:
           f"answers, sampled: {found:.2f}")
 
 
+def check(config: Config, which: str) -> None:
+    """No flag without effect."""
+    given = {name for name, value in asdict(config).items() if value is not None}
+    if config.figures:
+        refuse(given, "seeds", "jobs", why="with --figures")
+    if which == "gradient" or which in EXPERIMENTS and not EXPERIMENTS[which].runs:
+        refuse(given, "jobs", why=f"on {which}: its runs follow each other")
+
+
+def state_again(out: Path, which: str) -> None:
+    """--figures: of the table, whatever there are csv files of."""
+    asked = ["results", *EXPERIMENTS, "gradient"] if which == "results" else [which]
+    there = [each for each in asked if (out / f"{each}.csv").is_file()]
+    if not there:
+        raise UserError(f"{out / which}.csv: not found, expected the numbers to draw")
+    for each in there:
+        with user_errors():
+            state(out, each)
+
+
+def run_world(out: Path, which: str, seeds: int, config: Config) -> None:
+    """An experiment with a training loop of its own, in this process."""
+    world = importlib.import_module(f"lab.{which}")
+    write_csv(out / f"{which}.csv", world.run(out, seeds, config.quick))
+
+
+def write_table(out: Path, runs: dict, seeds: int, quick: bool) -> None:
+    """results.csv and curves.csv, from finished runs."""
+    rows = []
+    for (_, method), command in runs.items():
+        rows += results(out, method, command, seeds)
+    write_csv(out / "results.csv", rows)
+    drawn = {key: command for key, command in runs.items()
+             if key[1] == "GRPO" or key[1].startswith("PPO")}
+    columns = ["reward", "response_length", "eval_greedy", "eval_sampled"]
+    write_csv(out / "curves.csv", curves(out, drawn, seeds, columns))
+    if quick:
+        print_correlation(rows)
+
+
+def write_experiment(out: Path, which: str, e: Experiment, seeds: int) -> None:
+    """EXPERIMENT.csv, from finished runs."""
+    drawn = [c for _, x, y in e.panels for c in (x, y)]
+    columns = [c for c in dict.fromkeys(drawn) if c not in ("step", "setting")]
+    write_csv(out / f"{which}.csv", curves(out, e.runs, seeds, columns))
+
+
 def main(argv=None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     which = argv.pop(0) if argv and not argv[0].startswith("-") else "results"
@@ -257,45 +320,31 @@ def main(argv=None) -> None:
     if which not in ("results", *EXPERIMENTS, "gradient"):
         raise UserError(f"unknown experiment {which}, expected {', '.join(EXPERIMENTS)}, gradient, "
                         "or none for the table")
+    check(config, which)
+    # What runs in this process has one thread as well.
+    torch.set_num_threads(1)
     out = Path(config.out or ("runs/quick" if config.quick else "runs/compare"))
     if config.figures:
-        asked = ["results", *EXPERIMENTS, "gradient"] if which == "results" else [which]
-        there = [each for each in asked if (out / f"{each}.csv").is_file()]
-        if not there:
-            raise UserError(f"{out / which}.csv: not found, expected the numbers to draw")
-        for each in there:
-            state(out, each)
+        state_again(out, which)
         return
+    with user_errors():
+        (out / "runs").mkdir(parents=True, exist_ok=True)
     if which == "gradient":
         run_gradient(out, config)
         return
 
     e = EXPERIMENTS.get(which) or TABLE
     seeds = config.seeds or (1 if config.quick else e.seeds)
-    if not e.runs:
-        # A world with a training loop of its own.
-        out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / f"{which}.csv",
-                  importlib.import_module(f"lab.{which}").run(out, seeds, config.quick))
-        state(out, which)
-        return
     if config.quick:
         e = replace(e, runs={key: shortened(command) for key, command in e.runs.items()})
-    run_all(out, list(e.runs.values()), seeds, config.jobs)
-    if e.panels:
-        drawn = [c for _, x, y in e.panels for c in (x, y)]
-        columns = [c for c in dict.fromkeys(drawn) if c not in ("step", "setting")]
-        write_csv(out / f"{which}.csv", curves(out, e.runs, seeds, columns))
+    if e.runs:
+        run_all(out, list(e.runs.values()), seeds, config.jobs)
+    if not e.runs:
+        run_world(out, which, seeds, config)
+    elif e.panels:
+        write_experiment(out, which, e, seeds)
     else:
-        rows = [result(out, method, command, seed)
-                for (_, method), command in e.runs.items() for seed in range(seeds)]
-        write_csv(out / "results.csv", rows)
-        drawn = {key: command for key, command in e.runs.items()
-                 if key[1] == "GRPO" or key[1].startswith("PPO")}
-        columns = ["reward", "response_length", "eval_greedy", "eval_sampled"]
-        write_csv(out / "curves.csv", curves(out, drawn, seeds, columns))
-        if config.quick:
-            print_correlation(rows)
+        write_table(out, e.runs, seeds, config.quick)
     state(out, which)
 
 

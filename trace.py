@@ -82,8 +82,9 @@ def main(argv=None) -> None:
     #    λ = 0, this says what each token has changed.
     pool = gradient.Pool([problem], tokens, mask, rewards, problem=torch.zeros(GROUP).long(),
                          row=torch.arange(GROUP)[None], greedy=torch.zeros(1))
-    truth = gradient.continue_prefixes(policy, tokenizer, pool, CONTINUATIONS,
-                                       torch_rng(config.seed, 0, "trace continuations")).mean(0)
+    rng = torch_rng(config.seed, 0, "trace continuations")
+    truth = gradient.continue_prefixes(policy, tokenizer, pool, CONTINUATIONS, rng,
+                                       gradient.LONGEST).mean(0)
     score = token_rewards(rewards, old_logp, old_logp, mask, kl_coef=0.0)
     true_A, _ = gae(score, truth, mask, lam=0.0)
 

@@ -1,15 +1,18 @@
 """What interviewers ask: `python docs/concepts.py` writes docs/INTERVIEW.md and its Chinese twin
 from docs/questions.py, with the numbers of the lab's files and every line number as they are now.
 """
-import csv
 import functools
 import re
-import statistics
+import sys
 
 from concepts import ROOT, code_link, equation_links, test_link
 from errata import ERRATA
 from errata import link as erratum_link
 from questions import SECTIONS
+
+sys.path.append(str(ROOT))
+from lab import report
+from support.plot import read_csv
 
 PAGES = {"English": ROOT / "docs" / "INTERVIEW.md", "Chinese": ROOT / "docs" / "INTERVIEW.zh.md"}
 FORMS = {"seconds": ".0f", "samples": ",.0f", "models": ".0f", "entropy": ".3f"}
@@ -57,28 +60,7 @@ LABELS = {
 
 @functools.cache
 def rows_of(file: str) -> list[dict]:
-    with open(ROOT / "docs" / file, newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
-
-
-def shown(values: list[float], form: str) -> str:
-    """Mean ± standard deviation, which is left out where it is 0."""
-    mean = f"{statistics.mean(values):{form}}"
-    spread = statistics.stdev(values) if len(values) > 1 else 0
-    return f"{mean} ± {spread:{form}}" if spread else mean
-
-
-def late(rows: list[dict], column: str) -> list[float]:
-    """For each seed, the mean of the last fifth of the steps, as the lab's pages have it."""
-    seeds = {}
-    for row in rows:
-        seeds.setdefault(row["seed"], []).append(row)
-    found = []
-    for mine in seeds.values():
-        after = 0.8 * int(mine[-1]["step"])
-        values = [float(row[column]) for row in mine if row[column] and int(row["step"]) > after]
-        found.append(statistics.mean(values))
-    return found
+    return read_csv(ROOT / "docs" / file)
 
 
 def number(place: str) -> str:
@@ -95,11 +77,11 @@ def number(place: str) -> str:
         found = [float(row[column]) for row in rows_of("lab/results.csv")
                  if row["method"] == path[0]]
     else:
-        found = late([row for row in rows_of(f"lab/{file}.csv")
-                      if path[0] == ", ".join(filter(None, (row["line"], row["setting"])))], column)
+        rows = [row for row in rows_of(f"lab/{file}.csv") if report.name(row) == path[0]]
+        found = report.ends(rows, column).get(path[0])
     if not found:
         raise ValueError(f"{place}: not in the files of docs/lab")
-    return shown(found, FORMS.get(column, ".2f"))
+    return report.shown(found, FORMS.get(column, ".2f"))
 
 
 def of_curve(x: float) -> str:

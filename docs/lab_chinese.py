@@ -180,6 +180,7 @@ CHINESE = {
     "mean reward of all samples (share)": "全部样本的平均奖励",
     "answers sampled until half are right": "到一半回答正确为止采样的回答数",
     "correlation of V with the share of right continuations": "V 与续写正确率的相关系数",
+    "the same, or at one of the two tokens after it (share)": "同左，或在其后两个 token 之内",
     "wrong answers whose V falls most at the first wrong token (share)":
         "V 在第一个错的 token 上降得最多的错误回答的比例",
     "correlation of PPO's advantage with what a token changed":
@@ -332,13 +333,14 @@ CHINESE = {
     "rises.": "{} 个种子的均值 ± 标准差。粗体：打分上升而正确率下降，且超出种子间的波动。",
     "Mean ± standard deviation over {} seeds.": "{} 个种子的均值 ± 标准差。",
     "length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers that the "
-    "policy sampled to learn from; DPO and its relatives learn from pairs. seconds: of "
-    "processor time, of the training script. models: full models in memory while it trains.":
+    "policy sampled to learn from; with DPO and its relatives, those that its pairs were found "
+    "among. seconds: of processor time, of the training script. models: full models in memory "
+    "while it trains.":
         "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；"
-        "DPO 一类方法从偏好对学习。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数。",
-    "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation and "
-    "at the end:":
-        "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估和最后一次：",
+        "DPO 一类方法，是从中找出偏好对的回答数。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数。",
+    "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation "
+    "(the one at which the other seeds are best) and at the end:":
+        "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估（其他种子最好的那一次）和最后一次：",
     **GRADIENT,
 }
 # Of settings that are made of parts.

@@ -15,16 +15,17 @@ answers that think: half of them right, half of them wrong. The runs are those o
     credit_runs.csv     PPO and GRPO: the reward after so many answers, and seconds of one core
     credit_curves.png   two answers, token by token; both runs over answers and over seconds
 """
-import json
+import functools
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import correlation, linear_regression, mean
 
 import torch
 
 from advantages import gae
 from lab.gradient import continue_prefixes, make_pool
 from lab.hard import QUICK_STEPS, STEPS, TASK, run_setting, train
+from lab.loops import make_once
 from lab.report import write_csv
 from model import ScalarModel
 from rollout import token_values
@@ -112,26 +113,21 @@ def falls(rows: list[dict], name: str) -> list[float]:
     return [before - after for before, after in zip(values, values[1:])]
 
 
-def correlation(x: list[float], y: list[float]) -> float:
-    return torch.corrcoef(torch.tensor([x, y], dtype=torch.float64))[0, 1].item()
-
-
 def summary(rows: list[dict]) -> dict[str, float]:
     """What the tokens of one run say, as a row of numbers.
 
     correlation: of V with the truth; its bound is that of the truth with itself, of one half with
     the other. slope: of a straight line from V to the truth, 1 if V is calibrated. at_wrong: of
-    the wrong answers, the share whose V falls most at the first wrong token; credit_ppo and
-    credit_grpo: correlation of an advantage with how the truth changes at the token."""
+    the wrong answers, the share whose V falls most at the first wrong token; near_wrong: there or
+    at one of the two tokens after it. credit_ppo and credit_grpo: correlation of an advantage with
+    how the truth changes at the token."""
     for row in rows:
         row["truth"] = (row["truth_1"] + row["truth_2"]) / 2
     value, truth = ([row[name] for row in rows] for name in ("value", "truth"))
-    v, y = torch.tensor(value), torch.tensor(truth)
     found = {"correlation": correlation(value, truth),
              "bound": correlation([r["truth_1"] for r in rows], [r["truth_2"] for r in rows]),
-             "slope": ((v - v.mean()) * (y - y.mean())).sum().item()
-             / (v - v.mean()).square().sum().item(),
-             "mean_value": v.mean().item(), "mean_truth": y.mean().item()}
+             "slope": linear_regression(value, truth).slope,
+             "mean_value": mean(value), "mean_truth": mean(truth)}
     answers = {}
     for row in rows:
         answers.setdefault(row["answer"], []).append(row)
@@ -143,7 +139,8 @@ def summary(rows: list[dict]) -> dict[str, float]:
         grpo += [float(tokens[0]["right"])] * len(tokens)
         if tokens[0]["right"] == 0:
             for name in places:
-                fall = falls(tokens, name)
+                # Without the step to the reward: any V must take it, whatever it knows.
+                fall = falls(tokens, name)[:-1]
                 places[name].append(tokens[fall.index(max(fall))]["after_wrong"])
     for name, found_at in places.items():
         found[f"at_wrong_{name}"] = sum(place == 0 for place in found_at) / len(found_at)
@@ -187,10 +184,7 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
 
 def measured(run: Path, seed: int) -> list[dict]:
     """measure(), which takes a minute, once."""
-    file = Path(f"{run}.tokens.json")
-    if not file.is_file():
-        file.write_text(json.dumps(measure(run, seed)), encoding="utf-8")
-    return json.loads(file.read_text(encoding="utf-8"))
+    return make_once(Path(f"{run}.tokens.json"), functools.partial(measure, run, seed))
 
 
 def draw(folder: Path) -> None:

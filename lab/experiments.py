@@ -184,7 +184,7 @@ EXPERIMENTS = {
             "Replaced groups make every update one of 256 answers that say something. So accuracy "
             "should be higher at the same number of steps, for more samples a step, and the more "
             "samples the fewer groups have a signal.")),
-    # Worlds of their own: lab/hard.py and lab/credit.py.
+    # Without runs: a world of its own, lab/NAME.py.
     "hard": Experiment(
         "Rewards are rare: one answer in forty is right. Who learns from the few, and how soon?",
         {},
@@ -217,6 +217,7 @@ EXPERIMENTS = {
         [("correlation of V with the share of right continuations", "setting", "correlation"),
          ("wrong answers whose V falls most at the first wrong token (share)", "setting",
           "at_wrong_value"),
+         ("the same, or at one of the two tokens after it (share)", "", "near_wrong_value"),
          ("correlation of PPO's advantage with what a token changed", "setting", "credit_ppo")],
         base="after 30 steps",
         expected=(

@@ -11,16 +11,16 @@ the trained task; demonstrations of sorting in every update (InstructGPT's PPO-p
 reward (Shenfeld et al. 2025, arXiv:2509.04259: reward forgets less than imitation).
 """
 import copy
+import functools
 from pathlib import Path
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 from advantages import grpo_advantages
-from lab.loops import imitate
-from losses import grpo_loss, sft_loss
+from lab.loops import imitate, imitation_loss, run_once, update
+from losses import grpo_loss
 from rollout import generate, token_log_probs
-from support.data import pad_batch, repeat_each
+from support.data import repeat_each
 from support.metrics import token_kl
 from support.models import numpy_rng, torch_rng
 from support.tokenizer import builtin_tokenizer
@@ -63,19 +63,6 @@ def sample_answers(policy, tokenizer, examples, generator):
                        generator=generator)
     rewards = [float(ids == right) for ids, (_, right) in zip(rollout.responses(), examples)]
     return rollout, torch.tensor(rewards)
-
-
-def imitation_loss(policy, examples):
-    tokens, mask = pad_batch(examples, "cpu")
-    loss, _ = sft_loss(token_log_probs(policy, tokens, mask), mask)
-    return loss
-
-
-def update(policy, optimizer, loss) -> None:
-    loss.backward()
-    clip_grad_norm_(policy.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def train_start(seed: int):
@@ -152,6 +139,10 @@ def run_seed(seed: int, steps: int = STEPS) -> list[dict]:
 
 
 def run(out: Path, seeds: int, quick: bool) -> list[dict]:
-    """The rows of forgetting.csv. No run is kept, so `out` stays empty."""
+    """The rows of forgetting.csv."""
     steps = STEPS // 2 if quick else STEPS
-    return [row for seed in range(seeds) for row in run_seed(seed, steps)]
+    rows = []
+    for seed in range(seeds):
+        rows += run_once(out / "runs" / f"forgetting_{steps}-{seed}.csv",
+                         functools.partial(run_seed, seed, steps))
+    return rows

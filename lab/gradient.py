@@ -26,8 +26,8 @@ the page and the figure: lab/gradient_page.py.
 
 Ten minutes of one core (with --quick two), beside the training of the two policies.
 """
-import csv
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,6 +40,8 @@ import train_grpo
 import train_ppo
 from advantages import explained_variance, gae, rloo_advantages, token_rewards, whiten
 from lab.gradient_page import BATCH
+from lab.loops import make_once
+from lab.report import student_t, write_csv
 from lab.sketch import Sketch
 from losses import count_for, ppo_policy_loss, value_loss
 from model import ScalarModel
@@ -155,10 +157,8 @@ def is_right(tokenizer, problem: dict, ids: list[int]) -> float:
     return verify_answer(problem["prompt"], tokenizer.decode(ids, skip_special=True))
 
 
-def make_pool(policy, tokenizer, problems: list[dict], n_answers: int, rng,
-              longest: int | None = None) -> Pool:
-    """longest: tokens of an answer, LONGEST if not given."""
-    longest = longest or LONGEST
+def make_pool(policy, tokenizer, problems: list[dict], n_answers: int, rng, longest: int) -> Pool:
+    """longest: tokens of an answer"""
     repeated = [p["ids"] for p in problems for _ in range(n_answers)]
     answers = sample_in_parts(policy, tokenizer, repeated, longest, rng)
     greedy = sample_in_parts(policy, tokenizer, [p["ids"] for p in problems], longest, None, 0.0)
@@ -216,7 +216,7 @@ def warm_up(policy, tokenizer, seed: int) -> ScalarModel:
     for step in range(WARMUP_STEPS):
         problems = make_problems("sums", BATCH, numpy_rng(seed, step, "gradient warm-up prompts"))
         rng = torch_rng(seed, step, "gradient warm-up")
-        pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), 1, rng)
+        pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), 1, rng, LONGEST)
         old_values = map_micro_batches(token_values, critic, pool.tokens, pool.mask, 8192)
         returns = pool.rewards[:, None] * pool.mask
         for _ in range(config.epochs):
@@ -232,7 +232,7 @@ def warm_up(policy, tokenizer, seed: int) -> ScalarModel:
 
 
 def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng,
-                      longest: int | None = None) -> torch.Tensor:
+                      longest: int) -> torch.Tensor:
     """V of the state before every action, as the share of right answers among n continuations of
     its prefix; each half of them on its own. (2, U, T)"""
     by_length, places = {}, {}
@@ -247,8 +247,7 @@ def continue_prefixes(policy, tokenizer, pool: Pool, n: int, rng,
     values = torch.zeros(2, *pool.mask.shape)
     for used, keys in by_length.items():
         prompts = [[*pool.problems[p]["ids"], *ids] for p, ids in keys for _ in range(n)]
-        left = (longest or LONGEST) - used
-        rest = sample_in_parts(policy, tokenizer, prompts, left, rng)
+        rest = sample_in_parts(policy, tokenizer, prompts, longest - used, rng)
         for i, (p, ids) in enumerate(keys):
             right = torch.tensor([is_right(tokenizer, pool.problems[p], [*ids, *end])
                                   for end in rest[i * n:(i + 1) * n]])
@@ -335,19 +334,18 @@ def summarise(means, truths, variances, n_samples: int) -> dict[str, float]:
 
 
 def jackknife(means, truths, variances, n_samples: int) -> dict[str, float]:
-    """summarise(), and the half-width of a 95 % interval of direction, of log noise and of log
-    needed (nan where it is infinite without one of the blocks)."""
+    """summarise(), and the half-width of a 95 % interval of direction, of cosine, of log noise and
+    of log needed (nan where it is infinite without one of the blocks)."""
     found = summarise(means, truths, variances, n_samples)
     S = len(means)
     left_out = [summarise(means[kept], truths[kept], variances[kept], n_samples)
                 for kept in ([i for i in range(S) if i != s] for s in range(S))]
-    t = {4: 3.18}[S]
     for name in ("direction", "cosine", "noise", "needed"):
         values = torch.tensor([each[name] for each in left_out], dtype=torch.float64)
         if name in ("noise", "needed"):
             values = values.log()
         error = ((S - 1) / S * (values - values.mean()).square().sum()).sqrt().item()
-        found[f"{name}_error"] = t * error
+        found[f"{name}_error"] = student_t(S - 1) * error
     return found
 
 
@@ -409,7 +407,7 @@ def collect(model: Path, size: Size, seed: int = 0) -> Collected:
     policy.requires_grad_(False)
     problems = make_problems("sums", size.prompts, numpy_rng(seed, 0, "gradient prompts"))
     pool = make_pool(policy, tokenizer, encode_problems(problems, tokenizer), size.answers,
-                     torch_rng(seed, 0, "gradient"))
+                     torch_rng(seed, 0, "gradient"), LONGEST)
     print(f"{pool.row.numel()} answers, {len(pool.tokens)} different ones", flush=True)
     sketch = Sketch(policy)
     [scores] = score_answers(pool, [pool.mask.float()], sketch)
@@ -419,7 +417,7 @@ def collect(model: Path, size: Size, seed: int = 0) -> Collected:
     critic = warm_up(policy, tokenizer, seed)
     print(f"{len(part.tokens)} answers for the critics", flush=True)
     continued = continue_prefixes(policy, tokenizer, part, size.continuations,
-                                  torch_rng(seed, 0, "gradient continuations"))
+                                  torch_rng(seed, 0, "gradient continuations"), LONGEST)
     values = {
         "new": torch.zeros(part.mask.shape),
         "warmed-up": map_micro_batches(token_values, critic, part.tokens, part.mask, 8192),
@@ -448,7 +446,13 @@ def study(policy: str, data: Collected, n_batches: int) -> tuple[list[dict], dic
             found = measure(e, pool, truths, blocks, n_batches, data.scores)
         rows.append({"policy": policy, "method": e.name, "samples": e.n_samples,
                      **{column: f"{x:.4g}" for column, x in found.items()}})
+    return rows, {"policy": policy, **facts_of(data, truths)}
 
+
+def facts_of(data: Collected, truths) -> dict:
+    """The rest of a row of gradient_policies.csv: what the policy and its critics are like, and
+    which constant is the best baseline. truths: of each block, see true_gradient"""
+    pool, part = data.pool, data.part
     # An answer's advantage counts by the square of its score: so the best constant baseline is the
     # mean reward with these weights.
     each = pool.row.flatten()
@@ -475,26 +479,22 @@ def study(policy: str, data: Collected, n_batches: int) -> tuple[list[dict], dic
              "value_error": (exact - half)[mask].square().mean().sqrt(),
              "warm_up_explains": explained_variance(data.values["warmed-up"][mask], returns),
              "exact_explains": explained_variance(exact[mask], returns)}
-    return rows, {"policy": policy, "problems": len(pool.problems), "answers": len(each),
-                  "different": len(pool.tokens), "critics": part.row.numel(),
-                  **{column: f"{float(x):.4g}" for column, x in facts.items()}}
+    return {"problems": len(pool.problems), "answers": len(each), "different": len(pool.tokens),
+            "critics": part.row.numel(),
+            **{column: f"{float(x):.4g}" for column, x in facts.items()}}
 
 
 def run(out: Path, models: dict[str, Path], quick: bool) -> None:
-    """models: name -> directory. Writes gradient.csv and gradient_policies.csv."""
+    """models: name -> directory. Writes gradient.csv and gradient_policies.csv; each policy's share
+    of them is kept in OUT/runs."""
     size = QUICK if quick else Size()
     rows, policies = [], []
     for policy, model in models.items():
         print(f"{policy}:", flush=True)
-        found, facts = study(policy, collect(model, size), size.batches)
+        name = re.sub(r"\W+", "_", f"gradient {size.prompts} {policy}")
+        found, facts = make_once(out / "runs" / f"{name}.json",
+                                 lambda: study(policy, collect(model, size), size.batches))
         rows += found
         policies.append(facts)
-    write(out, rows, policies)
-
-
-def write(out: Path, rows: list[dict], policies: list[dict]) -> None:
-    for file, some in (("gradient.csv", rows), ("gradient_policies.csv", policies)):
-        with open(out / file, "w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, some[0])
-            writer.writeheader()
-            writer.writerows(some)
+    write_csv(out / "gradient.csv", rows)
+    write_csv(out / "gradient_policies.csv", policies)

@@ -9,7 +9,8 @@ here. So what counts is not the end but the way there: `pace` measures it.
 
 A third of the built-in model is enough. It learns to add step by step once (two minutes of one
 core); then each seed has an SFT of its own, of whose demonstrations 3 in 100 think. All runs go to
-OUT/runs, and what is finished is not run again. hard_curves.png shows rewards over steps.
+OUT/runs, and what is finished is not run again, unless its command or that of the model it starts
+from has changed. hard_curves.png shows rewards over steps.
 """
 import contextlib
 import io
@@ -26,6 +27,7 @@ import train_grpo
 import train_ppo
 import train_sft
 from lab.report import draw as draw_panels
+from lab.report import write_whole
 from model import ModelConfig, Transformer
 from support.plot import read_csv, read_metrics
 from support.pretrained import save_pretrained
@@ -98,10 +100,17 @@ def write(folder: Path) -> Path:
 
 
 def train(path: Path, command: str, model: Path) -> Path:
-    """Run a script from this model and evaluate what comes out, unless PATH.json is there."""
-    result = Path(f"{path}.json")
-    if result.is_file():
+    """Run a script from this model and evaluate what comes out, unless PATH.json says that this was
+    done."""
+    before = read_result(model).get("commands", [])
+    commands = [*before, command]
+    result = read_result(path)
+    # Of runs from before commands were noted, only the name is known.
+    if result and result.get("commands", commands) == commands:
         return path
+    # What was kept of another run of this name, such as what credit.py measured on it.
+    for old in path.parent.glob(f"{path.name}.*"):
+        old.unlink()
     script, *flags = command.split()
     # Others may use the machine: a step's seconds are those of this process.
     with mock.patch.object(time, "perf_counter", time.process_time):
@@ -109,16 +118,21 @@ def train(path: Path, command: str, model: Path) -> Path:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         evaluate.main([str(path), "--problems", "128", "--json"])
-    result.write_text(printed.getvalue(), encoding="utf-8")
+    result = json.loads(printed.getvalue()) | {"commands": commands}
+    write_whole(Path(f"{path}.json"), json.dumps(result))
     return path
+
+
+def read_result(path: Path) -> dict:
+    """What evaluate.py found of a run, and the commands that led to it; nothing, if it did not end
+    or is the untrained model."""
+    file = Path(f"{path}.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def start_model(out: Path, seed: int) -> Path:
     """The seed's SFT model."""
-    base = out / "runs" / "hard_base"
-    # A folder is there before its run has ended.
-    if not Path(f"{base}.json").is_file():
-        train(base, BASE, write(out / "runs"))
+    base = train(out / "runs" / "hard_base", BASE, write(out / "runs"))
     return train(out / "runs" / f"hard_sft-{seed}", f"{SFT} --seed {seed}", base)
 
 
@@ -153,7 +167,7 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
         for setting in RUNS:
             path = run_setting(out, setting, steps, seed)
             rows = read_metrics(path)
-            rows[-1] |= pace(rows) | json.loads(Path(f"{path}.json").read_text())
+            rows[-1] |= pace(rows) | read_result(path)
             for row in rows:
                 table.append({"line": "", "setting": setting, "seed": seed, "step": row["step"],
                               **{name: row.get(name, "") for name in COLUMNS}})

@@ -24,7 +24,7 @@ import functools
 import torch
 
 from advantages import grpo_advantages
-from lab.loops import imitate, run_once
+from lab.loops import imitate, run_once, update
 from losses import count_for, grpo_loss
 from rollout import generate, token_log_probs
 from support.models import numpy_rng, torch_rng
@@ -114,16 +114,15 @@ def train(mode, seed, steps) -> list[dict]:
         rollout, rewards = sample_answers(policy, tokenizer, seed, step)
         rows.append({"line": "", "setting": mode, "seed": seed, "step": step,
                      **measure(rollout, rewards)})
+        if step == steps:
+            return rows
+
         advantages = grpo_advantages(rewards, GROUP_SIZE)                       # (B,)
         mask = rollout.mask
         logp = token_log_probs(policy, rollout.tokens, mask)                    # (B, T)
         loss, _ = grpo_loss(logp, logp.detach(), None, advantages, mask, mode=mode,
                             denominator=count_for(mask, mode, MAX_NEW_TOKENS))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-    return rows
+        update(policy, optimizer, loss)
 
 
 def run(out, seeds, quick) -> list[dict]:

@@ -4,6 +4,8 @@ A row of an experiment's csv file is a step of a run: line, setting, seed, step,
 measured. A number of a setting is, for each seed, the mean of the last fifth of the steps.
 """
 import csv
+import io
+import os
 import textwrap
 from math import nan
 from pathlib import Path
@@ -12,13 +14,17 @@ from statistics import correlation, mean, stdev
 from lab.experiments import EXPERIMENTS, KL, RIGHT, Experiment
 from support.plot import read_csv, save_figure
 
-# The columns of results.csv, and how results.md shows them. pairs: the share of held-out ones that
-# the reward model ranks right. peak: the best evaluation.
-COLUMNS = {
+# The columns of results.csv, and how results.md shows them: of all methods, and of those that a
+# reward model rewards. pairs: the share of held-out ones that it ranks right. peak: see peaks.
+OF_ALL = {
     "greedy": ".3f", "sampled": ".3f", "pass@8": ".3f", "length": ".1f", "kl_to_sft": ".2f",
-    "samples": ",.0f", "seconds": ".0f", "models": ".0f", "pairs": ".3f",
-    "peak_greedy": ".3f", "peak_sampled": ".3f", "score_at_peak": ".2f", "score": ".2f",
+    "samples": ",.0f", "seconds": ".0f", "models": ".0f",
 }
+REWARDED_BY_MODEL = {
+    "pairs": ".3f", "peak_greedy": ".3f", "peak_sampled": ".3f", "score_at_peak": ".2f",
+    "score": ".2f",
+}
+COLUMNS = OF_ALL | REWARDED_BY_MODEL
 # Student's t at 5 %, two-sided, by degrees of freedom.
 T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
 LENGTH = ("answer length (tokens)", "setting", "length")
@@ -32,11 +38,19 @@ XLABELS = {
 
 # ------------------------------------------------------------------------------------------ numbers
 
+def write_whole(file: Path, text: str) -> None:
+    """Under another name first: the file is there only when all of it is."""
+    part = file.with_name(f"{file.name}.part")
+    part.write_text(text, encoding="utf-8", newline="")
+    os.replace(part, file)
+
+
 def write_csv(file: Path, rows: list[dict]) -> None:
-    with open(file, "w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(file, text.getvalue())
 
 
 def grouped(rows: list[dict], key) -> dict:
@@ -77,13 +91,18 @@ def shown(values: list[float], form: str = "") -> str:
     return f"{mean(values):z{form}}{spread}"
 
 
+def student_t(freedom: int) -> float:
+    """T, and beyond it the first terms of an expansion in 1 / freedom: good to 0.003."""
+    return T.get(freedom) or 1.96 + 2.37 / freedom + 2.82 / freedom ** 2
+
+
 def difference(a: list[float], b: list[float]) -> tuple[float, float]:
     """The mean of the differences, seed by seed, and the half-width of its 95 % interval.
 
     By Student's t of the n differences, with n - 1 degrees of freedom."""
     differences = [x - y for x, y in zip(a, b, strict=True)]
     n = len(differences)
-    half_width = T.get(n - 1, 2.26) * std(differences) / n ** 0.5
+    half_width = student_t(n - 1) * std(differences) / n ** 0.5 if n > 1 else 0.0
     return mean(differences), half_width
 
 
@@ -91,6 +110,20 @@ def apart(a: list[float], b: list[float]) -> bool:
     """Do they differ beyond the seeds' spread?"""
     by, half_width = difference(a, b)
     return abs(by) > half_width
+
+
+def peaks(runs: list[list[dict]]) -> list[dict]:
+    """Of each seed's run the best evaluation, by greedy accuracy.
+
+    It is taken to be where the other seeds are best: picked by the seed's own accuracy it would be
+    partly luck, and a fall from it nothing but the luck's end."""
+    found = []
+    for mine in runs:
+        others = [run for run in runs if run is not mine] or runs
+        accuracy = [mean(float(run[at]["eval_greedy"]) for run in others)
+                    for at in range(len(mine))]
+        found.append(mine[accuracy.index(max(accuracy))])
+    return found
 
 
 def rank_correlation(a: list[float], b: list[float]) -> float:
@@ -155,25 +188,16 @@ def table_of_ends(rows: list[dict], e: Experiment, say) -> str:
 
 def table_of_humps(rows: list[dict], say) -> str:
     """Greedy accuracy and the reward model's score, at the best evaluation and at the last; bold
-    where true accuracy falls beyond the seeds' spread while the score rises.
-
-    A seed's best evaluation is taken to be where the other seeds are best: picked by its own
-    accuracy it would be partly luck, and a fall from it nothing but the luck's end."""
+    where true accuracy falls beyond the seeds' spread while the score rises."""
     lines = []
     for which, some in grouped(rows, name).items():
         runs = [[row for row in mine if row["eval_greedy"] and row["reward"]]
                 for mine in by_seed(some)]
-        # For each seed: accuracy at its best and at the end, the score at both.
-        best, last, score, last_score = [], [], [], []
-        for mine in runs:
-            others = [run for run in runs if run is not mine] or runs
-            accuracy = [mean(float(run[at]["eval_greedy"]) for run in others)
-                        for at in range(len(mine))]
-            peak = mine[accuracy.index(max(accuracy))]
-            best.append(float(peak["eval_greedy"]))
-            last.append(float(mine[-1]["eval_greedy"]))
-            score.append(float(peak["reward"]))
-            last_score.append(float(mine[-1]["reward"]))
+        at_best, at_end = peaks(runs), [mine[-1] for mine in runs]
+        best = [float(row["eval_greedy"]) for row in at_best]
+        last = [float(row["eval_greedy"]) for row in at_end]
+        score = [float(row["reward"]) for row in at_best]
+        last_score = [float(row["reward"]) for row in at_end]
         has_fallen = (len(best) > 1 and mean(last) < mean(best) and apart(best, last)
                       and mean(last_score) > mean(score))
         end = shown(last, ".3f")
@@ -246,14 +270,15 @@ def results_page(rows: list[dict], say=str) -> str:
     return "\n\n".join([
         title("All methods, from the same SFT models", say),
         say("Mean ± standard deviation over {} seeds.").format(n_seeds),
-        of_columns([*COLUMNS][:8], policies),
+        of_columns(OF_ALL, policies),
         say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
-            "that the policy sampled to learn from; DPO and its relatives learn from pairs. "
-            "seconds: of processor time, of the training script. models: full models in memory "
-            "while it trains."),
+            "that the policy sampled to learn from; with DPO and its relatives, those that its "
+            "pairs were found among. seconds: of processor time, of the training script. models: "
+            "full models in memory while it trains."),
         f"{say(RIGHT[0])}{say(': ')}{against(sampled, 'GRPO', say)}",
         say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
-            "evaluation and at the end:").format(cell("reward model", "pairs")),
+            "evaluation (the one at which the other seeds are best) and at the end:").format(
+                cell("reward model", "pairs")),
         of_columns(peaks, [m for m in policies if values(m, "score")]),
         f"![{say(RIGHT[0])}](methods.png)",
         how_to_rerun("compare.py", "lab/experiments.py", say=say),
@@ -321,20 +346,26 @@ def over_way(axis, rows: list[dict], x: str, y: str, color: str, label: str) -> 
               ".-", color=color, ms=5, label=label)
 
 
+def spread(places: list[float], low: float, high: float, gap: float) -> list[float]:
+    """Sorted places, moved so that any two are at least `gap` apart: up from `low`, and where that
+    goes above `high`, down again."""
+    moved = []
+    for place in places:
+        lowest = moved[-1] + gap if moved else low
+        moved.append(max(place, lowest))
+    for i in reversed(range(len(moved))):
+        highest = moved[i + 1] - gap if i + 1 < len(moved) else high
+        moved[i] = min(moved[i], highest)
+    return moved
+
+
 def label_lines(axis) -> None:
     """Each line's name beside its end, moved up or down where two would overlap."""
     lines = [line for line in axis.get_lines() if not line.get_label().startswith("_")]
     lines.sort(key=lambda line: line.get_ydata()[-1])
     low, high = axis.get_ylim()
     gap = (high - low) / 16
-    high -= gap / 2
-    places = []
-    for line in lines:
-        lowest = places[-1] + gap if places else low
-        places.append(max(line.get_ydata()[-1], lowest))
-    for i in reversed(range(len(places))):
-        highest = places[i + 1] - gap if i + 1 < len(places) else high
-        places[i] = min(places[i], highest)
+    places = spread([line.get_ydata()[-1] for line in lines], low, high - gap / 2, gap)
     for line, place in zip(lines, places):
         axis.annotate(line.get_label(), (line.get_xdata()[-1], place), xytext=(5, 0),
                       textcoords="offset points", color=line.get_color(), fontsize=8,
@@ -388,8 +419,8 @@ def draw(file: Path, panels: list[tuple], title: str = "") -> None:
         if at % wide and arguments[2] == "setting" and panels[at - 1][2] == "setting":
             axis.set_yticklabels([])
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    code = [draw, panel, over_settings, limits, over_steps, over_way, label_lines, name, by_seed,
-            ends, std, difference]
+    code = [draw, panel, over_settings, limits, over_steps, over_way, spread, label_lines, name,
+            by_seed, ends, std, student_t, difference]
     save_figure(figure, file, [panels, title, *code], dpi=110)
     plt.close(figure)
 

@@ -6,6 +6,9 @@
     three times 1,024          three                        the mean of their scores, or the least
     the same 3,072             one                          its score
 
+Each reward model has 64 updates by 32 pairs, so it sees 1,024 pairs twice; that on 3,072 has 96,
+and sees each pair once.
+
 A reward model is right about answers like those it has seen. What climbs its score leaves them, and
 from then on finds answers that the model is wrong about. Gold is the verifier, which no reward
 model sees. Two ways to climb, drawn over √KL to the SFT model, as Gao et al. 2022
@@ -20,9 +23,9 @@ Scores mean nothing but differences (Bradley-Terry), so each model's are shifted
 model which happens to lie lowest. Mean and least: Coste et al. 2023 (arXiv:2310.02743).
 """
 import copy
+import functools
 import json
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -31,6 +34,7 @@ import compare
 from advantages import rloo_advantages
 from evaluate import answer
 from lab.experiments import RM, SFT
+from lab.loops import run_once, update
 from losses import ppo_policy_loss, reward_model_loss
 from model import ScalarModel
 from rollout import generate, sequence_scores, token_log_probs
@@ -42,7 +46,7 @@ from support.pretrained import load_pretrained
 from task import held_out_problems, task_reward
 from train_rm import pad_pairs, score
 
-RM_STEPS, RM_BATCH, RM_LR = 64, 32, 5e-4
+RM_STEPS, RM_BATCH, RM_LR = 64, 32, 5e-4    # at least so many steps: every pair is seen
 STEPS = 20
 ANSWERS, GROUP_SIZE = 64, 4     # per step; to each prompt
 EPOCHS = 2                      # updates per step
@@ -79,13 +83,14 @@ def train_reward_model(policy, pairs: list[dict], seed: int):
     reward_model = ScalarModel(policy)
     optimizer = torch.optim.AdamW(reward_model.parameters(), RM_LR, betas=(0.9, 0.95),
                                   weight_decay=0.0)
-    for step in range(RM_STEPS):
+    steps = max(RM_STEPS, len(pairs) // RM_BATCH)
+    for step in range(steps):
         tokens, mask = pad_pairs(take(pairs, RM_BATCH, seed, step), "cpu")      # (2, P, T)
         chosen, rejected = score(reward_model, tokens, mask)                    # (P,), (P,)
         loss, _ = reward_model_loss(chosen, rejected)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(reward_model.parameters(), 1.0)
-        optimizer.param_groups[0]["lr"] = RM_LR * (1 - step / RM_STEPS)
+        optimizer.param_groups[0]["lr"] = RM_LR * (1 - step / steps)
         optimizer.step()
         optimizer.zero_grad()
     return reward_model.requires_grad_(False)
@@ -138,10 +143,7 @@ def climb_by_gradient(start, tokenizer, reward_models, how: str, seed: int,
         for _ in range(EPOCHS):
             logp = token_log_probs(policy, tokens, mask)
             loss, _ = ppo_policy_loss(logp, rollout.logp, advantages, mask)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(policy, optimizer, loss)
     return rows
 
 
@@ -221,7 +223,7 @@ def run_seed(sft: Path, pairs_of: Path, seed: int, steps: int = STEPS) -> list[d
         add_comparison(found)
         for row in found:
             rows.append({"line": "", "setting": setting, "seed": seed,
-                         **{column: row.get(column, "") for column in COLUMNS}})
+                         **{column: compare.number(row.get(column, "")) for column in COLUMNS}})
     return rows
 
 
@@ -229,9 +231,11 @@ def run(out: Path, seeds: int, quick: bool) -> list[dict]:
     """The rows of reward_models.csv: of best of n, where `step` is n, and of the policy gradient.
 
     SFT models and pairs are those of the table's runs in `out`."""
-    compare.run_all(out, [RM], seeds, jobs=os.cpu_count() or 1)
+    compare.run_all(out, [RM], seeds, jobs=None)
+    steps = STEPS // 2 if quick else STEPS
     rows = []
     for seed in range(seeds):
         sft, rm = (compare.run_path(out, command, seed) for command in (SFT, RM))
-        rows += run_seed(sft / "model", rm, seed, STEPS // 2 if quick else STEPS)
+        rows += run_once(out / "runs" / f"reward_models_{steps}-{seed}.csv",
+                         functools.partial(run_seed, sft / "model", rm, seed, steps))
     return rows

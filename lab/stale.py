@@ -27,7 +27,7 @@ from collections import deque
 import torch
 
 from advantages import grpo_advantages
-from lab.loops import imitate, run_once
+from lab.loops import imitate, run_once, update
 from losses import count_for, grpo_loss
 from methods import importance_weights
 from rollout import generate, mini_batches, token_log_probs
@@ -113,6 +113,8 @@ def train(setting, correction, seed, steps, age=0, dtype=torch.float32, temperat
             old_logp = token_log_probs(policy, tokens, mask)                    # (B, T)
         rows.append({"line": "", "setting": setting, "seed": seed, "step": step,
                      **measure(policy, tokenizer, seed, step, rollout, old_logp)})
+        if step == steps:
+            return rows
 
         advantages = grpo_advantages(rewards, GROUP_SIZE)[:, None].expand(mask.shape)
         if correction == "truncated weights":
@@ -126,12 +128,8 @@ def train(setting, correction, seed, steps, age=0, dtype=torch.float32, temperat
             logp = token_log_probs(policy, tokens[rows_of], m)
             loss, _ = grpo_loss(logp, old_logp[rows_of], None, advantages[rows_of], m,
                                 mode="seq-sum", denominator=count_for(m, "seq-sum"))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
+            update(policy, optimizer, loss)
         past.append(copy.deepcopy(policy).to(dtype))
-    return rows
 
 
 def measure(policy, tokenizer, seed, step, rollout, old_logp) -> dict:

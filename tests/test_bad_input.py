@@ -217,6 +217,12 @@ CASES = [
     (compare, ["kl", "--jobs", "0"], "--jobs: 0 is out of range"),
     (compare, ["--figures"], "runs/compare/results.csv: not found"),
     (compare, ["kl", "--figures", "--out", "x"], "x/kl.csv: not found"),
+    (compare, ["kl", "--figures", "--seeds", "7"], "--seeds has no effect with --figures"),
+    (compare, ["--figures", "--jobs", "9"], "--jobs has no effect with --figures"),
+    *[(compare, [name, "--jobs", "2"], f"--jobs has no effect on {name}: its runs follow each")
+      for name in ("hard", "reward_models", "gradient")],
+    *[(compare, [*name, "--out", "{place}/sft.jsonl"], "Not a directory: '{place}/sft.jsonl/runs'")
+      for name in ([], ["stale"], ["gradient"])],
     # Flags that don't go together.
     *every([GRPO, PPO], ["--ref-ema", "0.9", "--ref-sync", "2"],
            "--ref-ema and --ref-sync are both given"),

@@ -30,7 +30,10 @@ from lab.experiments import (
     Experiment,
 )
 from support.cli import UserError, parse
+from support.models import numpy_rng
 from support.plot import read_csv
+from support.tokenizer import builtin_tokenizer
+from task import make_problems
 
 SCRIPTS = {
     f"{module.__name__}.py": module
@@ -60,7 +63,10 @@ def rows(run, **numbers):
         writer.writerows(
             [step, *(v(step) if callable(v) else v for v in numbers.values())]
             for step in range(1, 11))
-    (run / "config.json").write_text(json.dumps({} if "samples" in numbers else {"pairs": 100}))
+    (run / "config.json").write_text('{"seed": 7}')
+    # One pair, in the second 256 problems that train_rm.py would sample answers to.
+    problem = make_problems("sums", 256, numpy_rng(7, 1, "pairs False"))[-1]
+    (run / "pairs.jsonl").write_text(json.dumps({"prompt": problem["prompt"], "held_out": False}))
 
 
 @pytest.fixture
@@ -69,11 +75,13 @@ def lab(tmp_path, monkeypatch):
     .numbers: (command, seed) -> numbers"""
     ran = []
 
-    def run(out, command, seed, threads, needed, running):
+    def run(out, command, seed, needed, running):
         for future in needed:
             future.result()
         time.sleep({SFT: 0.1, RM: 0.05}.get(command, 0) if seed == 0 else 0)
         path, found = compare.run_path(out, command, seed), lab.numbers(command, seed)
+        if command.startswith((DPO, RM)):
+            found["samples"] = None
         end = {
             "greedy": 0.95, "sampled": found.pop("sampled", 0.9), "pass@8": 0.99, "length": 25,
             "kl_to_sft": found.pop("kl_to_sft", 1.0)}
@@ -86,7 +94,8 @@ def lab(tmp_path, monkeypatch):
         return 1.0
 
     def lab(*arguments):
-        compare.main([*arguments, "--out", str(tmp_path), "--jobs", "2"])
+        jobs = [] if "--figures" in arguments else ["--jobs", "2"]
+        compare.main([*arguments, "--out", str(tmp_path), *jobs])
         return {file.stem: file.read_text() for file in tmp_path.glob("*.md")}
     lab.ran, lab.path, lab.numbers = ran, tmp_path, lambda command, seed: {}
     monkeypatch.setattr(compare, "run", run)
@@ -102,15 +111,14 @@ def test_every_command_is_one_of_its_script():
 
 def test_the_table(lab, monkeypatch):
     lab.numbers = lambda command, seed: {
-        "sampled": 0.8 + 0.1 * seed,
-        **({"samples": None} if command == DPO else {})}
+        "sampled": 0.8 + 0.1 * seed}
     text = lab("--seeds", "2")["results"]
     lines = {
         line.split(" | ")[0].strip("| "): line
         for line in text.splitlines()[::-1] if line.startswith("| ")}
     assert lines["GRPO"] == (
         "| GRPO | 0.950 | 0.850 ± 0.071 | 0.990 | 25.0 | 1.00 | 2,560 | 60 ± 1 | 2 |")
-    assert lines["DPO"].endswith(" | 200 | 60 ± 1 | 1 |") and "reward model" not in lines
+    assert lines["DPO"].endswith(" | 1,024 | 60 ± 1 | 1 |") and "reward model" not in lines
     assert "ranks 0.910 ± 0.014 of held-out pairs right" in text
     assert ("right answers, sampled (share): Against GRPO, no difference beyond the seeds' spread."
             in text)
@@ -148,7 +156,14 @@ def test_figures_and_text_need_no_runs(lab, tmp_path_factory):
     assert {file.name for file in docs.glob("*.png")} == {"compare.png", "methods.png", "kl.png"}
 
 
-def test_quick_is_one_seed_and_a_third_of_the_steps(lab):
+def test_figures_without_one_of_the_files_are_one_line(lab):
+    lab("--seeds", "1")
+    (lab.path / "curves.csv").unlink()
+    with pytest.raises(UserError, match="No such file or directory: .*curves.csv"):
+        lab("--figures")
+
+
+def test_quick_is_one_seed_and_fewer_steps(lab):
     lab("--quick")
     assert len(lab.ran) == len(METHODS) and {
         (SFT, 0), (f"{GRPO} --method rloo --steps 17", 0)} < set(lab.ran)
@@ -210,6 +225,72 @@ def test_the_end_of_a_curve_is_its_last_fifth(lab):
     lab.numbers = lambda command, seed: {"response_length": lambda step: step + seed}
     text = lab("aggregation", "--seeds", "2")["aggregation"]
     assert "| seq-mean | 10.00 ± 0.71 |" in text and "| token-mean | 10.00 ± 0.71 |" in text
+
+
+def test_student_t_leaves_out_five_percent():
+    """By the density of Student's t itself, summed up between -t and t."""
+    def share(t, n):
+        density = [(1 + (t * (i + 0.5) / 20000) ** 2 / n) ** (-(n + 1) / 2) for i in range(20000)]
+        scale = math.gamma((n + 1) / 2) / math.gamma(n / 2) / (n * math.pi) ** 0.5
+        return 2 * sum(density) * t / 20000 * scale
+
+    for n in (1, 2, 3, 5, 8, 9, 10, 12, 20, 29, 100):
+        t = report.student_t(n)
+        assert share(t - 0.006, n) < 0.95 < share(t + 0.006, n), n
+
+
+def test_a_difference_by_hand():
+    """Of 1, 2 and 4 the variance is 7/3: half of the interval is 4.30 * sqrt(7/3 / 3)."""
+    by, half_width = report.difference([1, 2, 4], [0, 0, 0])
+    assert by == pytest.approx(7 / 3) and half_width == pytest.approx(4.3 * 7 ** 0.5 / 3)
+    # Eleven seeds: ten degrees of freedom, for which tables have 2.228.
+    _, half_width = report.difference([*range(11)], [0] * 11)
+    assert half_width == pytest.approx(2.228, abs=0.003)
+
+
+def test_a_seed_is_at_its_best_where_the_others_are():
+    runs = [[{"eval_greedy": accuracy} for accuracy in mine.split()]
+            for mine in (".9 .8 .7", ".2 .9 .8", ".2 .6 .8")]
+    assert [row["eval_greedy"] for row in report.peaks(runs)] == [".7", ".8", ".6"]
+    assert report.peaks(runs[:1]) == [{"eval_greedy": ".9"}]
+
+
+def test_the_peak_of_the_table_is_one_evaluation(lab):
+    """Not the best greedy accuracy of one and the best sampled accuracy of another."""
+    def numbers(command, seed):
+        return {"eval_greedy": lambda step: {2: 0.9, 4: 0.8, 10: 0.7}.get(step, ""),
+                "eval_sampled": lambda step: {2: 0.5, 4: 0.6, 10: 0.4}.get(step, "")}
+    lab.numbers = numbers
+    lab("--seeds", "2")
+    rows = [row for row in read_csv(lab.path / "results.csv") if row["method"] == "PPO on RM"]
+    assert [(row["peak_greedy"], row["peak_sampled"], row["score_at_peak"]) for row in rows] == [
+        ("0.9", "0.5", "0.2")] * 2
+
+
+def test_dpo_s_samples_are_all_that_were_asked_for(tmp_path, monkeypatch):
+    """As many as train_rm.py samples until it has its pairs: most of them are in none."""
+    asked = []
+
+    def answer(policy, tokenizer, reward, examples, *others):
+        rng = numpy_rng(3, len(asked), "rewards")
+        asked.extend(examples)
+        return [(float(rng.random() < 0.1), [[7, 256]], rng.random() < 0.9)
+                for _ in examples], None
+
+    monkeypatch.setattr(train_rm, "answer", answer)
+    config = train_rm.Config(pairs=100, eval_problems=1, seed=5)
+    text = train_rm.sampled_pairs(config, None, builtin_tokenizer())
+    (tmp_path / "pairs.jsonl").write_text(text)
+    (tmp_path / "config.json").write_text('{"seed": 5}')
+    # The last block of 512 is for the pair that is held out.
+    assert compare.count_samples(tmp_path) == len(asked) - 512 > 600
+
+
+def test_names_are_spread():
+    """Moved up where two overlap, and down again where the axis ends."""
+    assert report.spread([0.1, 0.15, 0.9], 0.0, 1.0, 0.25) == pytest.approx([0.1, 0.35, 0.9])
+    assert report.spread([0.8, 0.9, 0.9], 0.0, 1.0, 0.25) == pytest.approx([0.5, 0.75, 1.0])
+    assert report.spread([-1.0], 0.0, 1.0, 0.25) == [0.0]
 
 
 def test_luck_is_no_hump(lab):
@@ -279,6 +360,7 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
         "import sys; print('{\"kl\": 0.5, \"sampled\": 0.9}')")
     monkeypatch.setattr(compare, "ROOT", tmp_path / "fake")
     monkeypatch.setattr(compare.os, "cpu_count", lambda: 6)
+    (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match=(
             "grpo_method_dapo-0 failed, see .*grpo_method_dapo-0.log: "
             "train_grpo.py: error: out of luck")) as failed:
@@ -287,7 +369,9 @@ def test_runs_are_processes_and_a_failure_is_one_line(tmp_path, monkeypatch, cap
     runs = tmp_path / "runs"
     assert sorted(p.name for p in runs.glob("*.json")) == [
         f"{n}-0.json" for n in ("grpo", "ppo_reward_model_rm_eval_every_5", "rm", "sft")]
-    assert (runs / "grpo-0.log").read_text() == f"threads 6 from {runs / 'sft-0'}\n"
+    # One thread, on however many cores: others would give other bits.
+    assert (runs / "grpo-0.log").read_text() == f"threads 1 from {runs / 'sft-0'}\n"
+    assert (runs / "sft-0.log").read_text() == "threads 1 from nothing\n"
     found = json.loads((runs / "grpo-0.json").read_text())
     assert (
         found["kl_to_sft"] == 0.5
@@ -302,11 +386,14 @@ def test_a_world_with_a_loop_of_its_own(tmp_path, monkeypatch):
     asked = []
 
     def run(out, seeds, quick):
-        asked.append((out, seeds, quick))
+        asked.append((out, seeds, quick, torch.get_num_threads()))
         return [{"line": "", "setting": which, "seed": seed, "step": step, "x": x + 0.01 * seed}
                 for which, x in (("a", 0.5), ("b", 0.7)) for seed in range(seeds)
                 for step in (1, 2)]
     monkeypatch.setitem(sys.modules, "lab.island", SimpleNamespace(run=run))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     compare.main(["island", "--out", str(tmp_path / "new")])
-    assert asked == [(tmp_path / "new", 2, False)]
+    torch.set_num_threads(before)
+    assert asked == [(tmp_path / "new", 2, False, 1)]
     assert "| b | **0.705 ± 0.007** |" in (tmp_path / "new" / "island.md").read_text()

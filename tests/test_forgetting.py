@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from lab import forgetting
+from lab import forgetting, loops
 from lab.report import report, write_csv
 from losses import sft_loss
 from rollout import token_log_probs
@@ -65,7 +65,7 @@ def test_demonstrations_of_the_other_task_are_imitated(start, monkeypatch):
         def step(self):
             moved[len(moved)] = [p.grad.clone() for p in self.param_groups[0]["params"]]
     monkeypatch.setattr(torch.optim, "Adam", Recorded)
-    monkeypatch.setattr(forgetting, "clip_grad_norm_", lambda *args: None)
+    monkeypatch.setattr(loops, "clip_grad_norm_", lambda *args: None)
     monkeypatch.setattr(forgetting, "grpo_advantages", lambda rewards, size: 0 * rewards)
     forgetting.train(policy, tokenizer, 0, 1, 0.0, 0.5, True)
     forgetting.train(policy, tokenizer, 0, 1, 0.3, 0.0, True)
@@ -79,6 +79,21 @@ def test_demonstrations_of_the_other_task_are_imitated(start, monkeypatch):
         torch.testing.assert_close(found, right, atol=1e-6, rtol=1e-4)
     # k3 has its minimum at the start: no gradient there.
     assert max(g.abs().max() for g in moved[1]) < 1e-5
+
+
+def test_a_seed_that_is_there_is_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
+    def run_seed(seed, steps):
+        ran.append((seed, steps))
+        return [{"seed": seed, "other": 0.5}]
+
+    monkeypatch.setattr(forgetting, "run_seed", run_seed)
+    assert len(forgetting.run(tmp_path, 1, quick=False)) == 1
+    assert [row["seed"] for row in forgetting.run(tmp_path, 2, quick=False)] == ["0", "1"]
+    # A quick run is another one.
+    forgetting.run(tmp_path, 1, quick=True)
+    assert ran == [(0, 80), (1, 80), (0, 40)]
 
 
 def test_the_page_has_a_column_for_each_measurement(start, tmp_path, monkeypatch):

@@ -257,14 +257,13 @@ def test_statistics_of_known_noise():
 
 def test_values_are_the_share_of_right_continuations(world, monkeypatch):
     """The exact value of every prefix is a sum over the answers that begin so."""
-    monkeypatch.setattr(study, "LONGEST", 2)
     index = {y: n for n, y in enumerate(ANSWERS)}
     monkeypatch.setattr(study, "is_right", lambda tokenizer, problem, ids: REWARDS[
         PROMPTS.index(problem["ids"]), index[tuple(ids)]].item())
     monkeypatch.setattr(study, "Decoder", lambda model: model)         # of float32 only
     policy, tokenizer = world.policy, SimpleNamespace(stop_ids={2})
     values = study.continue_prefixes(policy, tokenizer, world.pool, 1000,
-                                     torch.Generator().manual_seed(0))
+                                     torch.Generator().manual_seed(0), 2)
     p = world.p().detach()
     for u, (i, y) in enumerate((i, y) for i in range(4) for y in ANSWERS):
         for t in range(len(y)):
@@ -292,7 +291,7 @@ def test_a_pool_is_what_was_sampled(world, monkeypatch, tokenizer):
     monkeypatch.setattr(study, "sample_in_parts", lambda *_: next(drawn))
     monkeypatch.setattr(study, "is_right", lambda t, problem, ids: float(
         len(problem["ids"]) + len(ids)))
-    pool = study.make_pool(None, None, [{"ids": [0]}, {"ids": [1, 0]}], 2, None)
+    pool = study.make_pool(None, None, [{"ids": [0]}, {"ids": [1, 0]}], 2, None, 2)
     assert pool.row.tolist() == [[0, 1], [2, 2]] and pool.problem.tolist() == [0, 0, 1]
     assert pool.tokens.tolist() == [[0, 2, 0], [0, 0, 2], [1, 0, 2]]
     assert pool.responses() == [[2], [0, 2], [2]]
@@ -308,7 +307,8 @@ def test_an_answer_is_right_if_it_ends_by_itself_and_the_sum_is_right(tokenizer)
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """The whole study, of a model that says anything: right is what ends on an even token."""
+    """The whole study, of a model that says anything: right is what ends on an even token. It is
+    cut off after the first policy, and goes on with the second."""
     out = tmp_path_factory.mktemp("study")
     tokenizer = builtin_tokenizer()
     torch.manual_seed(0)
@@ -322,7 +322,8 @@ def found(tmp_path_factory):
     # Both policies are the same one.
     patch.setattr(study, "collect", functools.cache(study.collect))
     patch.setattr(study, "is_right", lambda tokenizer, problem, ids: float(ids[0] % 2))
-    study.run(out, {"one": out / "model", "two": out / "model"}, quick=True)
+    study.run(out, {"one": out / "model"}, quick=True)
+    study.run(out, {"one": None, "two": out / "model"}, quick=True)
     patch.undo()
     compare.main(["gradient", "--figures", "--out", str(out)])
     return out
@@ -357,7 +358,7 @@ def test_the_command_trains_two_policies_of_one_seed_first(tmp_path, monkeypatch
     monkeypatch.setattr(compare, "run_all", lambda *arguments: done.append(arguments))
     monkeypatch.setattr(study, "run", lambda *arguments: done.append(arguments))
     monkeypatch.setattr(gradient_page, "report", lambda *arguments: done.append(arguments))
-    compare.main(["gradient", "--quick", "--out", str(tmp_path), "--jobs", "1"])
+    compare.main(["gradient", "--quick", "--out", str(tmp_path)])
     runs = tmp_path / "runs"
     assert done == [
         (tmp_path, ["train_grpo.py --steps 25"], 1, 1),

@@ -86,6 +86,39 @@ def test_every_setting_starts_from_its_seeds_model(tmp_path, monkeypatch):
     assert hard.run(tmp_path, 2, quick=True) == rows and asked == []
 
 
+def test_a_run_is_the_one_of_its_command(tmp_path, monkeypatch):
+    """A run of another command is made anew, and so is what started from it; one of which no
+    command is known counts as this one."""
+    ran = []
+
+    def main(argv):
+        ran.append(Path(argv[argv.index("--out") + 1]).name)
+
+    for name in hard.SCRIPTS:
+        monkeypatch.setitem(hard.SCRIPTS, name, main)
+    monkeypatch.setattr(evaluate, "main", lambda argv: print('{"sampled": 0.5}'))
+    runs = tmp_path / "runs"
+
+    def run(settings):
+        ran.clear()
+        for setting in settings:
+            hard.run_setting(tmp_path, setting, 5, 0)
+        return ran
+
+    assert run(["GRPO", "PPO"]) == ["hard_base", "hard_sft-0", "hard_GRPO_5-0", "hard_PPO_5-0"]
+    (runs / "hard_GRPO_5-0.tokens.json").write_text("[]")
+    (runs / "hard_PPO_5-0.tokens.json").write_text("[]")
+    monkeypatch.setitem(hard.RUNS, "GRPO", f"{hard.GRPO} --epochs 3")
+    assert run(["GRPO", "PPO"]) == ["hard_GRPO_5-0"] and run(["GRPO", "PPO"]) == []
+    # Of the run that is gone nothing is left.
+    assert [file.name for file in runs.glob("*.tokens.json")] == ["hard_PPO_5-0.tokens.json"]
+    monkeypatch.setattr(hard, "SFT", f"{hard.SFT} --batch-size 8")
+    assert run(["GRPO", "PPO"]) == ["hard_sft-0", "hard_GRPO_5-0", "hard_PPO_5-0"]
+    for file in runs.glob("*.json"):
+        file.write_text('{"sampled": 0.5}')
+    assert run(["GRPO", "PPO"]) == []
+
+
 def test_the_first_wrong_token():
     problem = {"prompt": "12+34+56+7="}
     [text] = demonstration(problem["prompt"], True)
@@ -109,15 +142,16 @@ def tokens_of(answer, right, values, truth_1, truth_2, ppo, wrong):
 
 def test_summary_by_hand():
     """A right answer and two wrong ones: V falls at the first wrong token of one of them, and a
-    token late in the other; the truth falls at both."""
+    token late in the other; the truth falls at both. At their last tokens V falls further, to the
+    reward, as any V must: that does not count."""
     rows = [*tokens_of(0, 1, [.5, .7], [.4, .8], [.6, 1.], [.1, .3], 2),
-            *tokens_of(1, 0, [.6, .5, .1], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1),
-            *tokens_of(2, 0, [.6, .6, .0], [.6, .0, .0], [.6, .2, .0], [.0, -.6, .0], 0)]
+            *tokens_of(1, 0, [.6, .55, .4], [.6, .8, .0], [.4, .8, .2], [-.1, -.4, -.1], 1),
+            *tokens_of(2, 0, [.6, .7, .5], [.6, .0, .0], [.6, .2, .0], [.0, -.6, .0], 0)]
     found = credit.summary(rows)
     assert found["at_wrong_value"] == 0.5 and found["at_wrong_truth"] == 1
     assert found["near_wrong_value"] == 1
     # The truth is the mean of its halves, and after the end it is the reward.
-    value = [.5, .7, .6, .5, .1, .6, .6, .0]
+    value = [.5, .7, .6, .55, .4, .6, .7, .5]
     truth = [.5, .9, .5, .8, .1, .6, .1, .0]
     changes = [.4, .1, .3, -.7, -.1, -.5, -.1, .0]
     ppo, grpo = [.1, .3, -.1, -.4, -.1, .0, -.6, .0], [1, 1, 0, 0, 0, 0, 0, 0]

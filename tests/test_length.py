@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from lab import length
+from lab import length, loops, report, stale
 from losses import count_for, grpo_loss
+from model import ModelConfig, Transformer
 from rollout import Rollout
 from support.tokenizer import builtin_tokenizer
 
@@ -98,6 +99,38 @@ def test_denominators_are_those_of_the_loop():
     """What `gradients` divides by is what count_for gives."""
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     assert [count_for(mask, mode, 48).item() for mode in length.MODES] == [2, 6, 96]
+
+
+def test_a_file_that_was_cut_off_is_not_there(tmp_path, monkeypatch):
+    """What is written to a name is all there, or nothing is."""
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report.os, "replace", fail)
+        for file, keep in (("a.csv", loops.run_once), ("a.json", loops.make_once)):
+            with pytest.raises(OSError):
+                keep(tmp_path / file, lambda: [{"x": 1}])
+            assert not (tmp_path / file).exists()
+    assert loops.run_once(tmp_path / "a.csv", lambda: [{"x": 1}]) == [{"x": "1"}]
+    assert loops.make_once(tmp_path / "a.json", lambda: [{"x": 1}]) == [{"x": 1}]
+    assert loops.make_once(tmp_path / "a.json", fail) == [{"x": 1}]
+
+
+@pytest.mark.parametrize("world", [length, stale])
+def test_no_update_that_nothing_measures(world, monkeypatch):
+    updates = []
+    monkeypatch.setattr(world, "update", lambda policy, optimizer, loss: updates.append(loss))
+    monkeypatch.setattr(world, "train_sft", lambda seed: (small_policy(), TOKENIZER))
+    given = ("seq-sum",) if world is length else ("fresh", "")
+    rows = world.train(*given, seed=0, steps=1)
+    assert [row["step"] for row in rows] == [0, 1]
+    assert len(updates) == (1 if world is length else stale.MINIBATCHES)
+
+
+def small_policy():
+    torch.manual_seed(0)
+    return Transformer(ModelConfig(TOKENIZER.vocab_size, **length.MODEL))
 
 
 def test_a_run_that_is_there_is_not_run_again(tmp_path, monkeypatch):

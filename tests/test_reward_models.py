@@ -60,6 +60,49 @@ def test_ensembles_see_the_pairs_that_one_model_sees():
     assert math.isclose(max(reward_models.N), reward_models.SAMPLES)
 
 
+def test_every_pair_is_seen(monkeypatch):
+    """Whatever there are: of 3,072 one model sees what three see of a third each."""
+    seen = []
+
+    def pad_pairs(pairs, device):
+        seen.extend(pairs)
+        return torch.zeros(2, 1, 1), torch.ones(2, 1, 1)
+
+    class Model(torch.nn.Linear):
+        def __init__(self, policy):
+            super().__init__(1, 1)
+
+    monkeypatch.setattr(reward_models, "pad_pairs", pad_pairs)
+    monkeypatch.setattr(reward_models, "ScalarModel", Model)
+    monkeypatch.setattr(reward_models, "score", lambda model, tokens, mask: model(tokens)[..., 0])
+    for parts, _ in reward_models.REWARDS.values():
+        for part in parts:
+            seen.clear()
+            reward_models.train_reward_model(None, [*part], 0)
+            assert {*seen} == {*part}
+            # As many updates as 2,048 pairs need, and more only to see all.
+            assert len(seen) == max(2048, len(part))
+
+
+def test_a_seed_that_is_there_is_not_run_again(tmp_path, monkeypatch):
+    ran = []
+
+    def run_seed(sft, pairs_of, seed, steps):
+        if seed == 1 and not ran[1:]:
+            ran.append("cut off")
+            raise KeyboardInterrupt
+        ran.append(seed)
+        return [{"seed": seed, "gold": 0.25}]
+
+    monkeypatch.setattr(reward_models.compare, "run_all", lambda *_, **__: None)
+    monkeypatch.setattr(reward_models, "run_seed", run_seed)
+    with pytest.raises(KeyboardInterrupt):
+        reward_models.run(tmp_path, 2, quick=False)
+    assert reward_models.run(tmp_path, 2, quick=False) == [
+        {"seed": "0", "gold": "0.25"}, {"seed": "1", "gold": "0.25"}]
+    assert ran == [0, "cut off", 1]
+
+
 def test_the_page_tells_both_ways_apart(tmp_path):
     """The end of best of n is the largest n; the end of a run is its last fifth of the steps."""
     rows = []
