@@ -283,7 +283,7 @@ def dropped(name):
     ("llama", "num_hidden_layers is True", changed(num_hidden_layers=True)),
     ("llama", "num_attention_heads is 0", changed(num_attention_heads=0)),
     ("llama", "num_key_value_heads is 0", changed(num_key_value_heads=0)),
-    ("llama", "config.json: dim 32 must divide into n_heads 3", changed(num_attention_heads=3)),
+    ("llama", "config.json: dim 32 must be a multiple of n_heads 3", changed(num_attention_heads=3)),
     ("llama", "rope_theta is None, expected a positive number", changed(rope_theta=None)),
     ("llama", "rope_theta is nan, expected a positive number", changed(rope_theta=float("nan"))),
     ("llama", "rms_norm_eps is inf, expected a positive number",
