@@ -18,7 +18,7 @@ one H100, made without one.
     resume   1   Two steps and two more against four, in weights. "repeated" is the same run twice:
                  if that isn't 0 either, a kernel is not deterministic and the README says too much.
     learn    5   The README's first command from an empty directory, and what evaluate.py says of
-                 it: 0.98 greedy and 0.94 sampled, as on a CPU, within the seeds' spread (0.03).
+                 it: 0.97 greedy and 0.93 sampled, as on a CPU, within the seeds' spread (0.05).
     graphs   2   --decode-graph against plain decoding: in float32 the same tokens and log-probs;
                  and milliseconds of a token, in the default dtype. Where it is faster and right,
                  it should be the default on a GPU.
