@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rollout import generate
 from support import graphs
 from support.decoding import Decoder
 from support.graphs import GraphDecoder
-from test_decoding import FAMILIES, PROMPTS, random_model
+from test_decoding import FAMILIES, PROMPTS, attend_as_on_a_gpu, random_model
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import gpu_day  # noqa: E402
@@ -90,13 +89,9 @@ def test_what_an_environment_writes_goes_through_the_graphs(recorders):
 
 
 def test_heads_may_lie_in_memory_as_a_gpu_leaves_them(recorders, monkeypatch):
-    """See test_decoding.py."""
     model = random_model("grouped", 64)
-    plain, attention = answers(Decoder(model)), F.scaled_dot_product_attention
-
-    def as_on_a_gpu(*arguments, **named):
-        return attention(*arguments, **named).transpose(1, 2).contiguous().transpose(1, 2)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", as_on_a_gpu)
+    plain = answers(Decoder(model))
+    attend_as_on_a_gpu(monkeypatch)
     assert torch.equal(answers(GraphDecoder(model)).tokens, plain.tokens)
 
 
