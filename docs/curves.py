@@ -2,13 +2,14 @@
 by a flag or two.
 
     python docs/curves.py              runs what runs/curves doesn't hold, then writes
-                                       docs/curves/curves.csv and draws docs/curves/*.png
-    python docs/curves.py --figures    draws from curves.csv: no runs
+                                       docs/curves/curves.csv, and the tables and figures of it
+    python docs/curves.py --figures    tables and figures from curves.csv: no runs
 
 All runs together: about a quarter of an hour on one CPU core. They start from runs/sft and runs/rm,
 which the training scripts make first if they are not there. What ran to its end is not run again.
 """
 import csv
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from support.plot import read_csv, read_metrics, save_figure  # noqa: E402
 
 PICTURES, RUNS_PATH = ROOT / "docs" / "curves", ROOT / "runs" / "curves"
+PAGES = [ROOT / "docs" / name for name in ("READING_CURVES.md", "READING_CURVES.zh.md")]
 COMMON = "--eval-problems 128 --save-every 0"
 PPO, PPO_RM = "train_ppo.py --reward verifier", "train_ppo.py --steps 20 --eval-every 5"
 SMALL = "train_grpo.py --steps 25 --prompts-per-step 16 --group-size 2"
@@ -124,6 +126,30 @@ def export() -> None:
         writer.writerows(rows)
 
 
+def fill_tables(page: str, rows: list[dict]) -> str:
+    """The page with the numbers of these rows in its tables, with as many digits as stand there.
+
+    A table's head is `| run NAME, step | 1 | 5 | ...`; its rows begin with the column's name."""
+    measured = {(row["run"], row["step"]): row for row in rows}
+    lines, run, steps = [], "", []
+    for line in page.split("\n"):
+        cells = line.split("|")
+        if head := re.match(r"\| run `(\w+)`, step ", line):
+            run = head[1]
+            steps = [cell.strip() for cell in cells[2:] if cell.strip().isdigit()]
+        elif line.startswith("| `") and run:
+            column = cells[1].strip(" `")
+            for i, step in enumerate(steps, 2):
+                digits = len(cells[i].strip().partition(".")[2])
+                value = measured[run, step][column]
+                cells[i] = f" {float(value):z.{digits}f} " if value else " "
+            line = "|".join(cells)
+        elif not line.startswith("|"):
+            run = ""
+        lines.append(line)
+    return "\n".join(lines)
+
+
 def draw(folder: Path = PICTURES) -> None:
     """The figures, from curves.csv alone."""
     import matplotlib
@@ -160,4 +186,7 @@ if __name__ == "__main__":
         run_what_is_missing({name: f"{command} {COMMON}" for name, command in RUNS.items()},
                             RUNS_PATH)
         export()
+    for page in PAGES:
+        text = fill_tables(page.read_text(encoding="utf-8"), read_csv(PICTURES / "curves.csv"))
+        page.write_text(text, encoding="utf-8")
     draw()
