@@ -433,7 +433,7 @@ VALUES = [
                "test_policy_gradient.py::test_a_smaller_lambda_has_less_variance"],
         experiment="lambda",
         english=("A smaller λ trusts V more: less variance "
-                 "(λ = 0 has half of it in the tests' world), and V's error becomes bias."),
+                 "(λ = 0 has about half of it in the tests' worlds), and V's error becomes bias."),
         in_chinese="λ 越小越依赖 V：方差更小（测试的小世界里约为一半），但 V 的误差变成偏差。"),
     Concept(
         "value loss", "价值损失",
@@ -911,9 +911,10 @@ KL = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_closed_form.py::test_ends_elsewhere"],
         experiment="kl",
-        english=("PPO and REINFORCE++ pay it as reward, so that advantages carry it; "
-                 "GRPO adds it to the loss and ends elsewhere."),
-        in_chinese="PPO 放进奖励，收敛到最优解；GRPO 放进损失，收敛到别处。"),
+        english=("PPO, REINFORCE, RLOO, ReMax and REINFORCE++ pay it as reward, so that advantages "
+                 "carry it; GRPO and GSPO add it to the loss, and k3 there ends elsewhere."),
+        in_chinese=("PPO、REINFORCE、RLOO、ReMax、REINFORCE++ 放进奖励，由优势带着它；GRPO、GSPO 放进损失，"
+                    "k3 在那里收敛到别处。")),
     Concept(
         "adaptive KL coefficient", "自适应 KL 系数",
         equation="β ← β (1 + e n / horizon),   e = clip(KL / target − 1, ±0.2)",
@@ -1278,10 +1279,10 @@ WRONG = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_reward_models.py::test_ensemble"],
         experiment="reward_models",
-        english=("Here: a KL penalty, an early stop, a verifier in place of the model; in the lab, "
-                 "more pairs, and the mean or the least of three reward models, none of which "
-                 "helped beyond the seeds' spread. Not here: a reward model trained again on the "
-                 "policy's answers, people who read samples."),
+        english=("Here: a KL penalty, an early stop, a verifier in place of the model. Tried in the "
+                 "lab: more pairs, and the mean or the least of three reward models; none helped "
+                 "beyond the seeds' spread. Not here: a reward model trained again on the policy's "
+                 "answers, people who read samples."),
         in_chinese=("这里有：KL 惩罚、提前停止、用校验器代替模型；实验室里有：更多偏好对、三个奖励模型的均值或最小"
                     "值，都没有超出种子间波动的作用。没有：用策略的新回答重新训练奖励模型、由人读样本。")),
     Concept(
