@@ -1279,10 +1279,10 @@ WRONG = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_reward_models.py::test_ensemble"],
         experiment="reward_models",
-        english=("Here: a KL penalty, an early stop, a verifier in place of the model. Tried in the "
-                 "lab: more pairs, and the mean or the least of three reward models; none helped "
-                 "beyond the seeds' spread. Not here: a reward model trained again on the policy's "
-                 "answers, people who read samples."),
+        english=("Here: a KL penalty, an early stop, a verifier in place of the model. Tried in "
+                 "the lab: more pairs, and the mean or the least of three reward models; none "
+                 "helped beyond the seeds' spread. Not here: a reward model trained again on the "
+                 "policy's answers, people who read samples."),
         in_chinese=("这里有：KL 惩罚、提前停止、用校验器代替模型；实验室里有：更多偏好对、三个奖励模型的均值或最小"
                     "值，都没有超出种子间波动的作用。没有：用策略的新回答重新训练奖励模型、由人读样本。")),
     Concept(

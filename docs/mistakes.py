@@ -188,7 +188,7 @@ INTRO = {
 
 None of these mistakes crashes: training runs, curves move, and the result is a little or very \
 wrong. A mistake that somebody
-reported is linked to the report. *Public code* says that code had it from which people learn, or \
+reported is linked to the report. *Public code* means code from which people learn, or \
 with which they train. The others were found
 in this project's own first versions, or made up to see whether its tests would notice. Here each \
 is made on purpose in a copy of this

@@ -1502,7 +1502,8 @@ PRACTICE = [
         numbers=("[Where length is free](lab/length.md), wrong answers end longer than right ones "
                  "by {length/seq-mean/gap} tokens (answers), {length/token-mean/gap} (tokens), "
                  "{length/seq-sum/gap} (constant; <seeds of length>). On the built-in task "
-                 "length is not free, and answers end equally long: {aggregation/seq-mean/response_length}, "
+                 "length is not free, and answers end equally long: "
+                 "{aggregation/seq-mean/response_length}, "
                  "{aggregation/token-mean/response_length}, "
                  "{aggregation/seq-sum/response_length} tokens (<seeds of aggregation>)."),
         numbers_zh=("在[长度不受限制的任务](lab/length.zh.md)上，结束时错误的回答比正确的长："
