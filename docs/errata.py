@@ -24,8 +24,8 @@ class Erratum(NamedTuple):
 # A \ joins two lines: the page's lines are longer than those of a source file.
 INTRO = {"English": """# Wrong statements that circulate
 
-Each of these can be read in articles, answers and code. Behind each is what is so, and what \
-happens if the wrong formula is run. The
+Each of these can be read in articles, answers and code. After each stands what is true, and what \
+the wrong formula does when it is run. The
 numbers are the tests'; most are from a world of 15 answers, in which every mean can be computed \
 exactly, so that there is no noise in
 them. An angle is that between a mean gradient and the true gradient of the expected reward: \

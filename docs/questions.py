@@ -749,7 +749,7 @@ KL = [
                 "reward hacking."),
         follow_up=("Then why has DAPO no penalty? Its reward is a check that can hardly be "
                    "fooled, and long reasoning has to move far from the start."),
-        wrong=("“β = 0 means that nothing limits a step.” The clip and the learning rate still "
+        wrong=("“β = 0 means that nothing holds a step back.” The clip and the learning rate still "
                "do."),
         question_zh="KL 惩罚有什么作用？β = 0 会怎样？",
         answer_zh=("离参考模型越远，扣的奖励越多，于是策略留在奖励模型可信的范围里，语言也不走"
