@@ -228,7 +228,7 @@ CHINESE = {
     EXPERIMENTS["stale"].expected:
         "策略梯度是对策略自己的回答求期望；换成别的采样器的回答就有偏，采样器离得越远，偏得越多。"
         "bfloat16 只有舍入：每个 token 的对数比率应当只散开约百分之一，正确率不该"
-        "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到新鲜回答能教会的水平。GRPO "
+        "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到用当前权重采样的水平。GRPO "
         "自己的比率帮不上忙：它的旧对数概率是重新计算的。把采样器的对数概率放进比率应当有帮助，因"
         "为裁剪会略过已经移动的 token；截断的权重也应当有帮助；两者都不能完全弥补，因为一个"
         " token 的权重不含它之前的 token。温度 0.8 时，采样器比被打分的策略更确"
@@ -345,7 +345,7 @@ CHINESE = {
 }
 # Of settings that are made of parts.
 PARTS = {
-    "fresh": "新鲜", "temperature 0.8": "温度 0.8", "1 step old": "旧 1 步",
+    "fresh": "当前权重", "temperature 0.8": "温度 0.8", "1 step old": "旧 1 步",
     "2 steps old": "旧 2 步", "4 steps old": "旧 4 步", "the ratio": "放进比率",
     "truncated weights": "截断权重",
     "critic from the policy": "价值模型从策略开始",

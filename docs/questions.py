@@ -696,10 +696,10 @@ PPO = [
                     "{results/PPO/seconds} 秒到 {results/PPO/sampled}。")),
     Question(
         question="What hurts in classical RLHF?",
-        answer=("Four models in memory; sampling takes most of the time on large models; many "
-                "settings that interact (β, learning rates, λ, warm-up); a reward model that is "
-                "wrong far from its data and gets exploited; and mistakes don't crash, they only "
-                "make the result a little worse."),
+        answer=("Four models are in memory. Sampling takes most of the time on large models. Many "
+                "settings interact (β, learning rates, λ, warm-up). The reward model is wrong far "
+                "from its data, and gets exploited. And mistakes in the code don't crash, they "
+                "only make the result a little worse."),
         follow_up=("What helps? A verifier instead of the reward model, a group instead of the "
                    "critic, DPO instead of sampling."),
         wrong="“PPO fails because RL is unstable.” Often the cause is a bug that no curve shows.",
@@ -1155,7 +1155,7 @@ GROUPS = [
         answer_zh=("奖励全相等的组，优势都是 0，学不到东西。可以跳过，或另采提示词补上（DAPO 的动"
                    "态采样）；选难度适中的题；多采样；给部分分；或先多做 SFT。"),
         follow_up_zh="直接除以极小的标准差行不行？舍入误差会被放大成优势。",
-        wrong_zh="“错误样本没有用。”在有对有错的组里，错误回答会把概率推开。",
+        wrong_zh="“错误样本没有用。”在有对有错的组里，错误回答的概率会被压低。",
         code=["methods.py:rows_to_learn_from:rows = rows[~no_signal]",
               "methods.py:sample_until_signal"],
         tests=["test_losses.py::test_groups_without_signal_are_exactly_zero",
@@ -1302,10 +1302,9 @@ PRACTICE = [
     Question(
         question="What is reward hacking, and what helps against it?",
         answer=("The policy finds answers that score high and aren't good: the score rises while "
-                "the truth falls. It helps to penalise KL, to stop early, to use several reward "
-                "models and take the lowest, to train the reward model again on the policy's new "
-                "answers, to replace it by a check where possible, and to let people read "
-                "samples."),
+                "the truth falls. Remedies: a KL penalty; an early stop; the lowest score of "
+                "several reward models; a reward model that is trained again on the policy's new "
+                "answers; a check in its place, where possible; people who read samples."),
         follow_up=("How do you see it without the truth? KL climbs on after the score has "
                    "stopped, and entropy turns up."),
         wrong="“A better score shows a better model.”",
@@ -1363,7 +1362,7 @@ PRACTICE = [
                     "KL 惩罚的作用没有超出种子间的波动。")),
     Question(
         question="Does RLHF hurt knowledge or reasoning?",
-        answer=("It can. It makes the policy surer: pass@1 rises, pass@k for large k may not, "
+        answer=("It can. The policy becomes more certain: pass@1 rises, pass@k for large k may not, "
                 "and some right but rare answers get lost. Calibration suffers, and a reward "
                 "that people give for tone is not one for truth. With a checkable reward "
                 "reasoning improves on what is trained."),
@@ -1417,7 +1416,8 @@ PRACTICE = [
         answer=("The chance that at least one of k samples is right. From n samples with c "
                 "right: 1 − C(n − c, k) / C(n, k), the chance that k drawn without replacement "
                 "are not all wrong."),
-        follow_up="What if pass@1 rises and pass@8 doesn't? The policy became surer, not abler.",
+        follow_up=("What if pass@1 rises and pass@8 doesn't? The policy became more certain, not "
+                   "more capable."),
         wrong="“1 − (1 − c/n)^k.” It draws with replacement and is too low.",
         question_zh="什么是 pass@k？怎样估计？",
         answer_zh=("k 个样本中至少一个正确的概率。有 n 个样本、c 个正确时：1 − C(n − c, k) / "
@@ -1542,7 +1542,7 @@ PRACTICE = [
                  "{stale/4 steps old + the ratio/accuracy} with the sampler's log-probs in the "
                  "ratio, {stale/4 steps old + truncated weights/accuracy} with truncated weights "
                  "(<seeds of stale>)."),
-        numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：新鲜的回答 {stale/fresh/accuracy}，"
+        numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：用当前权重采样 {stale/fresh/accuracy}，"
                     "bfloat16 采样 {stale/bfloat16/accuracy}，旧 4 步的权重采样 "
                     "{stale/4 steps old/accuracy}；这时把采样器的对数概率放进比率，有 "
                     "{stale/4 steps old + the ratio/accuracy}，用截断的权重，有 "
