@@ -1323,8 +1323,9 @@ WRONG = [
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
         experiment="table",
-        english=("The chance that one of k samples is right, from n of which c are. "
-                 "If pass@1 rises and pass@8 doesn't, the policy is more certain, not more capable."),
+        english=("The chance that at least one of k samples is right, estimated from n samples of "
+                 "which c are right. If pass@1 rises and pass@8 doesn't, the policy is more "
+                 "certain, not more capable."),
         in_chinese=("k 次采样至少一次正确的概率的无偏估计；"
                     "只有 pass@1 上升，说明策略更确定而不是更强。")),
     Concept(

@@ -1362,8 +1362,8 @@ PRACTICE = [
                     "KL 惩罚的作用没有超出种子间的波动。")),
     Question(
         question="Does RLHF hurt knowledge or reasoning?",
-        answer=("It can. The policy becomes more certain: pass@1 rises, pass@k for large k may not, "
-                "and some right but rare answers get lost. Calibration suffers, and a reward "
+        answer=("It can. The policy becomes more certain: pass@1 rises, pass@k for large k may "
+                "not, and some right but rare answers get lost. Calibration suffers, and a reward "
                 "that people give for tone is not one for truth. With a checkable reward "
                 "reasoning improves on what is trained."),
         follow_up=("How would you check? pass@k for several k, and benchmarks that were not "
