@@ -186,7 +186,8 @@ MDP = [
         english=("What it writes (o) is part of the next state, and nobody's choice: no gradient, "
                  "no discount, no KL. With one, text is a decision process like any other; "
                  "without, only the policy is random."),
-        in_chinese="环境写的内容（o）属于下一个状态，不是动作：没有梯度，不折扣，不计 KL。"),
+        in_chinese=("环境写的内容（o）属于下一个状态，不是动作：没有梯度，不折扣，不计 KL。有环境时，文本是一般的"
+                    "决策过程；没有环境时，只有策略是随机的。")),
     Concept(
         "Markov property, and what is hidden (POMDP)", "马尔可夫性，以及部分可观测（POMDP）",
         equation="P(s_{t+1} ∣ s_t, a_t) = P(s_{t+1} ∣ s_1, a_1, …, s_t, a_t)",
@@ -433,7 +434,7 @@ VALUES = [
                "test_policy_gradient.py::test_a_smaller_lambda_has_less_variance"],
         experiment="lambda",
         english=("A smaller λ trusts V more: less variance "
-                 "(λ = 0 has half of it in the tests' world), and V's error becomes bias."),
+                 "(λ = 0 has about half of it in the tests' worlds), and V's error becomes bias."),
         in_chinese="λ 越小越依赖 V：方差更小（测试的小世界里约为一半），但 V 的误差变成偏差。"),
     Concept(
         "value loss", "价值损失",
@@ -604,7 +605,8 @@ GRADIENTS = [
         experiment="table",
         english=("`train_ppo.py --epochs 1 --minibatches 1`: "
                  "at ratio 1 nothing is clipped, and PPO's gradient is A2C's."),
-        in_chinese="只更新一次时比率为 1，PPO 的梯度就是 A2C 的梯度。"),
+        in_chinese=("`train_ppo.py --epochs 1 --minibatches 1`：只更新一次时比率为 1，不裁剪，PPO 的梯度就是 "
+                    "A2C 的梯度。")),
     Concept(
         "on-policy", "同策略（在策略）",
         equation="a_t ~ π,   ρ_t = 1",
@@ -637,7 +639,7 @@ GRADIENTS = [
         experiment="clip",
         english=("The product over an answer is exact; "
                  "a token's own ratio, as PPO takes it, is not: prefixes stay π_old's."),
-        in_chinese="整个回答的比率连乘才是精确的；PPO 只用单个 token 的比率。"),
+        in_chinese="整个回答的比率连乘才是精确的；PPO 只用单个 token 的比率，前缀仍来自 π_old。"),
     Concept(
         "entropy", "熵",
         equation="H(π) = −Σ_a π(a ∣ s) log π(a ∣ s)",
@@ -704,7 +706,7 @@ PPO = [
         experiment="clip",
         english=("TRPO is not here: `approx_kl` only reports that KL, and the clip takes the "
                  "constraint's place. The test shows the error it guards against."),
-        in_chinese="没有实现 TRPO：只记录该 KL，用裁剪代替约束。"),
+        in_chinese="没有实现 TRPO：`approx_kl` 只记录该 KL，用裁剪代替约束。测试显示约束所防的误差。"),
     Concept(
         "clip", "裁剪",
         equation="−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)",
@@ -792,9 +794,10 @@ PPO = [
         code=["losses.py:value_loss:clipped_values = old_values"],
         tests=["test_peers.py::test_peer[verl.value_loss]"],
         experiment="",
-        english=("Keeps V near the V that made the targets; ε is in units of reward. "
-                 "`--value-clip 0` leaves it out."),
-        in_chinese="限制价值函数每次更新的幅度，单位是奖励。"),
+        english=("No gradient for a V that has moved towards its target by more than ε, in units "
+                 "of reward. `--value-clip 0` leaves it out."),
+        in_chinese=("V 朝目标移动超过 ε 之后就没有梯度；ε 以奖励为单位。"
+                    "`--value-clip 0` 关闭。")),
     Concept(
         "critic warm-up", "价值模型预热",
         equation="the first steps train V only",
@@ -856,7 +859,7 @@ KL = [
         experiment="kl",
         english=("Unbiased, noisy, often negative. In the reward it is right; "
                  "as a loss its expected gradient is 0."),
-        in_chinese="无偏但方差大；放进奖励正确，作损失时期望梯度为 0。"),
+        in_chinese="无偏，但方差大，常为负；放进奖励正确，作损失时期望梯度为 0。"),
     Concept(
         "k2", "k2 估计量",
         equation="k2 = ½ (log π(a) − log π_ref(a))²",
@@ -911,9 +914,10 @@ KL = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_closed_form.py::test_ends_elsewhere"],
         experiment="kl",
-        english=("PPO and REINFORCE++ pay it as reward, so that advantages carry it; "
-                 "GRPO adds it to the loss and ends elsewhere."),
-        in_chinese="PPO 放进奖励，收敛到最优解；GRPO 放进损失，收敛到别处。"),
+        english=("PPO, REINFORCE, RLOO, ReMax and REINFORCE++ pay it as reward, so that advantages "
+                 "carry it; GRPO and GSPO add it to the loss, and k3 there ends elsewhere."),
+        in_chinese=("PPO、REINFORCE、RLOO、ReMax、REINFORCE++ 放进奖励，由优势带着它；GRPO、GSPO 放进损失，"
+                    "k3 在那里收敛到别处。")),
     Concept(
         "adaptive KL coefficient", "自适应 KL 系数",
         equation="β ← β (1 + e n / horizon),   e = clip(KL / target − 1, ±0.2)",
@@ -923,7 +927,7 @@ KL = [
         experiment="",
         english=("A controller that steers to a given KL per answer instead of fixing its price. "
                  "`--kl-target`; off by default."),
-        in_chinese="用控制器使 KL 靠近目标值，而不是固定 β。"),
+        in_chinese="用控制器使每个回答的 KL 靠近目标值，而不是固定 β。用 `--kl-target` 打开，默认关闭。"),
     Concept(
         "reference model", "参考模型（冻结、EMA、定期同步）",
         equation="frozen;  ref ← m ref + (1 − m) π;  ref ← π every N steps",
@@ -934,7 +938,7 @@ KL = [
         experiment="reference",
         english=("What KL is measured to. Frozen by default; "
                  "`--ref-ema` and `--ref-sync` let it follow."),
-        in_chinese="KL 的参照；默认冻结，也可滑动平均或定期同步。"),
+        in_chinese="KL 的参照；默认冻结，`--ref-ema` 使它滑动平均，`--ref-sync` 使它定期同步。"),
 ]
 
 GROUPS = [
@@ -1013,7 +1017,7 @@ GROUPS = [
         experiment="length",
         english=("A mean over each answer favours short right answers and long wrong ones "
                  "(length bias); a constant does not."),
-        in_chinese="按序列平均会偏向短的正确回答和长的错误回答（长度偏差）。"),
+        in_chinese="按序列平均会偏向短的正确回答和长的错误回答（长度偏差）；除以常数则不会。"),
     Concept(
         "DAPO, decoupled clip and dynamic sampling", "解耦裁剪与动态采样（Clip-Higher）",
         equation="clip(ρ, 1 − 0.2, 1 + 0.28),   token mean",
@@ -1233,7 +1237,7 @@ PREFERENCES = [
         experiment="table",
         english=("No pairs: each answer is good or bad, "
                  "measured against a reference point from mismatched prompts and answers."),
-        in_chinese="不要成对数据：每个回答只标好或坏，与参考点 z 比较。"),
+        in_chinese="不要成对数据：每个回答只标好或坏，与参考点 z 比较；z 由错配的提示词和回答估计。"),
     Concept(
         "SimPO, simple preference optimisation", "简单偏好优化",
         equation="−log σ(β mean log π(y_w) − β mean log π(y_l) − γ)",
@@ -1278,8 +1282,8 @@ WRONG = [
         tests=["test_closed_form.py::test_ends_at_the_optimum",
                "test_reward_models.py::test_ensemble"],
         experiment="reward_models",
-        english=("Here: a KL penalty, an early stop, a verifier in place of the model; in the lab, "
-                 "more pairs, and the mean or the least of three reward models, none of which "
+        english=("Here: a KL penalty, an early stop, a verifier in place of the model. Tried in "
+                 "the lab: more pairs, and the mean or the least of three reward models; none "
                  "helped beyond the seeds' spread. Not here: a reward model trained again on the "
                  "policy's answers, people who read samples."),
         in_chinese=("这里有：KL 惩罚、提前停止、用校验器代替模型；实验室里有：更多偏好对、三个奖励模型的均值或最小"
@@ -1319,8 +1323,9 @@ WRONG = [
         code=["evaluate.py:pass_at_k"],
         tests=["test_data.py::test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one"],
         experiment="table",
-        english=("The chance that one of k samples is right, from n of which c are. "
-                 "If pass@1 rises and pass@8 doesn't, the policy is surer, not abler."),
+        english=("The chance that at least one of k samples is right, estimated from n samples of "
+                 "which c are right. If pass@1 rises and pass@8 doesn't, the policy is more "
+                 "certain, not more capable."),
         in_chinese=("k 次采样至少一次正确的概率的无偏估计；"
                     "只有 pass@1 上升，说明策略更确定而不是更强。")),
     Concept(

@@ -24,8 +24,8 @@ class Erratum(NamedTuple):
 # A \ joins two lines: the page's lines are longer than those of a source file.
 INTRO = {"English": """# Wrong statements that circulate
 
-Each of these can be read in articles, answers and code. Behind each is what is so, and what \
-happens if the wrong formula is run. The
+Each of these can be read in articles, answers and code. After each stands what is true, and what \
+the wrong formula does when it is run. The
 numbers are the tests'; most are from a world of 15 answers, in which every mean can be computed \
 exactly, so that there is no noise in
 them. An angle is that between a mean gradient and the true gradient of the expected reward: \
@@ -75,12 +75,11 @@ GRADIENTS = [
     Erratum(
         "Weighing every token with the whole answer's reward is biased; only reward-to-go is "
         "right.",
-        "Both have the same mean: the past has expectation 0. Reward-to-go has less noise. With "
-        "one "
-        "reward at the end they are the same.",
+        "Both have the same mean: the past has expectation 0. Reward-to-go usually has less noise. "
+        "With one reward at the end they are the same.",
         "equal means; the variance of reward-to-go is 0.56 of the other's.", "a.11, a.12",
         "用整个回答的奖励给每个 token 加权是有偏的，只有从当前往后的回报才对。",
-        "两者均值相同：过去的奖励期望为 0。后者噪声更小。如果只在末尾有一个奖励，两者相同。",
+        "两者均值相同：过去的奖励期望为 0。后者的噪声通常更小。如果只在末尾有一个奖励，两者相同。",
         "均值相等；只计此后的奖励时，方差是用整个奖励时的 0.56。"),
     Erratum(
         "The group's mean contains the answer's own reward, so GRPO is biased (towards negative "

@@ -32,7 +32,7 @@ the [interview question](INTERVIEW.md) that it answers. \
 What this repository does not do says *not here*, and where to go. Also:
 [derivations](DERIVATIONS.md), [wrong statements](ERRATA.md), [reading curves](READING_CURVES.md), \
 [mistakes in code](MISTAKES.md),
-[one batch with its real numbers](trace.html), [the lab](lab/results.md). \
+[one batch with its real numbers](trace.html), [the lab](lab/README.md). \
 English | [简体中文](INDEX.zh.md)
 """, "Chinese": """# 索引
 
@@ -40,7 +40,7 @@ English | [简体中文](INDEX.zh.md)
 [面试题](INTERVIEW.zh.md)。本仓库没有做的标“这里没有”，并给出该去哪里找。另见：\
 [公式推导](DERIVATIONS.zh.md)、[流传的错误说法](ERRATA.zh.md)、[读曲线](READING_CURVES.zh.md)、\
 [代码里常犯的错误](MISTAKES.zh.md)、[一个批次的真实数字](trace.html)、\
-[实验结果](lab/results.zh.md)。[English](INDEX.md) | 简体中文
+[实验室](lab/README.zh-CN.md)。[English](INDEX.md) | 简体中文
 """}
 TOPICS = [
     ("Text as a decision process", "文本作为决策过程", [

@@ -15,6 +15,8 @@ from lab import report
 from support.plot import read_csv
 
 PAGES = {"English": ROOT / "docs" / "INTERVIEW.md", "Chinese": ROOT / "docs" / "INTERVIEW.zh.md"}
+SEEDS = {"English": {1: "one seed", 2: "two seeds", 3: "three seeds", 5: "five seeds"},
+         "Chinese": {1: "一个种子", 2: "两个种子", 3: "三个种子", 5: "五个种子"}}
 FORMS = {"seconds": ".0f", "samples": ",.0f", "models": ".0f", "entropy": ".3f"}
 # A \ joins two lines: the page's lines are longer than those of a source file.
 INTRO = {"English": """# Interview questions
@@ -30,10 +32,7 @@ Numbers are means ± standard deviations over five seeds on the built-in task, w
 otherwise. They are shares of right answers,
 sampled ones if nothing else is said; times are those of one CPU core. They come from \
 [`results.csv`](lab/results.csv), the other files of
-[`lab/`](lab), and [`curves.csv`](curves/curves.csv). In the runs of `results.csv`, RLOO, ReMax \
-and REINFORCE++ had GRPO's clipped loss and its
-average over each answer, and Dr. GRPO, DAPO and CISPO a KL penalty of β = 0.01, which the methods \
-of today don't have.
+[`lab/`](lab), and [`curves.csv`](curves/curves.csv).
 """, "Chinese": """# 面试题
 
 关于大语言模型的强化学习，面试常问的问题。每题包括三十秒的回答、接下来会追问什么、常见的错误回答，\
@@ -42,8 +41,7 @@ of today don't have.
 
 没有另外说明时，数字是内置任务上五个种子的均值 ± 标准差，指正确回答的比例（默认为采样），用时是单个 \
 CPU 核上的时间。它们来自 [`results.csv`](lab/results.csv)、[`lab/`](lab) 里的其他文件和 \
-[`curves.csv`](curves/curves.csv)。在 `results.csv` 的运行里，RLOO、ReMax、REINFORCE++ 用的是 GRPO 的\
-裁剪损失和按回答平均，Dr. GRPO、DAPO、CISPO 带有 β = 0.01 的 KL 惩罚，现在的版本已经不是这样。
+[`curves.csv`](curves/curves.csv)。
 """}
 LABELS = {
     "English": {
@@ -90,7 +88,14 @@ def of_curve(x: float) -> str:
     return f"{x:.2f}" if abs(x) >= 0.1 else f"{x:.1g}"
 
 
-def filled(text: str) -> str:
+def seeds(experiment: str, language: str) -> str:
+    """How many seeds an experiment's csv file has, in words: it may be run again with more."""
+    n = len({row["seed"] for row in rows_of(f"lab/{experiment}.csv")})
+    return SEEDS[language][n]
+
+
+def filled(text: str, language: str) -> str:
+    text = re.sub(r"<seeds of (\w+)>", lambda match: seeds(match[1], language), text)
     return re.sub(r"\{(.*?)\}", lambda match: number(match[1]), text)
 
 
@@ -104,7 +109,7 @@ def erratum(n: int, language: str) -> str:
 def evidence(question, language: str) -> str:
     label = LABELS[language]
     numbers = question.numbers if language == "English" else question.numbers_zh
-    parts = [filled(numbers)]
+    parts = [filled(numbers, language)]
     if numbers and language == "English":
         parts.append(" ")
     links = {"code": map(code_link, question.code),

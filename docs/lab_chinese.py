@@ -228,13 +228,13 @@ CHINESE = {
     EXPERIMENTS["stale"].expected:
         "策略梯度是对策略自己的回答求期望；换成别的采样器的回答就有偏，采样器离得越远，偏得越多。"
         "bfloat16 只有舍入：每个 token 的对数比率应当只散开约百分之一，正确率不该"
-        "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到新鲜回答能教会的水平。GRPO "
+        "受损。权重越旧，策略应当学得越慢；旧 4 步时，不该达到用当前权重采样的水平。GRPO "
         "自己的比率帮不上忙：它的旧对数概率是重新计算的。把采样器的对数概率放进比率应当有帮助，因"
         "为裁剪会略过已经移动的 token；截断的权重也应当有帮助；两者都不能完全弥补，因为一个"
         " token 的权重不含它之前的 token。温度 0.8 时，采样器比被打分的策略更确"
         "定：回答更单一，我们预期有小的损失，权重可以补上。",
     EXPERIMENTS["clip_kl"].expected:
-        "两者都让策略留在某处附近：裁剪是本步采样时的策略附近，KL 惩罚是初始策略附近。一遍（两次更新）时比值接近 1，裁剪几乎不起作用："
+        "两者都让策略留在某处附近：裁剪是本步采样时的策略附近，KL 惩罚是初始策略附近。一遍（两次更新）时比率接近 1，裁剪几乎不起作用："
         "应当只有惩罚能降低与初始模型的 KL。四遍（八次更新）时，裁剪也应当降低它并保住正确率，没有惩罚时最明显：两者有一个就差不多够了。"
         "更高的裁剪上界（DAPO）让正确回答里概率小的 token 每步升得更多：最后的熵和 pass@8 应当更高。",
     EXPERIMENTS["reward_models"].expected:
@@ -256,7 +256,7 @@ CHINESE = {
         "放在损失里时，k1 的梯度是 ∇log π，均值为 0：应当什么也拉不住。k2 的梯度就是 KL 的梯度，k3 "
         "在参考模型附近差不多；放进奖励的 k1 也是。这三种最后的 KL 应当远低于没有惩罚时，正确率有些损失。",
     EXPERIMENTS["clip"].expected:
-        "一遍（两次更新）时比值接近 1，裁剪应当没有影响。两遍和四遍时，策略移动得超出这些回答所能说明的范围：没有裁剪，"
+        "一遍（两次更新）时比率接近 1，裁剪应当没有影响。两遍和四遍时，策略移动得超出这些回答所能说明的范围：没有裁剪，"
         "KL 应当更高，正确率更低。有裁剪时，四遍应当与一遍一样好，或者更好。",
     EXPERIMENTS["lambda"].expected:
         "λ = 1 只信奖励：没有偏差，噪声最大。λ = 0 只信价值模型：价值模型从零开始时，PPO 应当学得最慢；用"
@@ -307,8 +307,8 @@ CHINESE = {
     "mean of three": "三者的均值", "least of three": "三者的最小值",
     "demonstrations of the other task": "混入另一个任务的示范",
     "imitation instead of reward": "以模仿代替奖励",
-    "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM），不加 KL",
-    "DPO without NLL": "DPO，不加 NLL",
+    "PPO on RM": "PPO（RM）", "PPO on RM, no KL": "PPO（RM，不加 KL）",
+    "DPO without NLL": "DPO（不加 NLL）",
     # Columns of tables.
     "greedy": "贪心", "sampled": "采样", "pass@8": "pass@8", "length": "长度",
     "kl to sft": "与 SFT 的 KL", "samples": "样本数", "seconds": "秒", "models": "模型数",
@@ -345,7 +345,7 @@ CHINESE = {
 }
 # Of settings that are made of parts.
 PARTS = {
-    "fresh": "新鲜", "temperature 0.8": "温度 0.8", "1 step old": "旧 1 步",
+    "fresh": "当前权重", "temperature 0.8": "温度 0.8", "1 step old": "旧 1 步",
     "2 steps old": "旧 2 步", "4 steps old": "旧 4 步", "the ratio": "放进比率",
     "truncated weights": "截断权重",
     "critic from the policy": "价值模型从策略开始",

@@ -76,7 +76,7 @@ ROWS = {
         "负优势被无限推动；比率为 1 时看不出来"),
     "The mean of micro-batch means": ("micro-batch 均值的均值", "长短回答的权重随 micro-batch 大小而变"),
     "The mean of micro-batch means, in SFT": (
-        "SFT 里micro-batch 均值的均值", "长短示范的权重随 micro-batch 大小而变"),
+        "SFT 里 micro-batch 均值的均值", "长短示范的权重随 micro-batch 大小而变"),
     "Dr. GRPO that still divides by each answer's length": (
         "Dr. GRPO 仍除以每个回答的长度",
         "两处改动只做了一处：长度偏差还在"),
@@ -115,7 +115,7 @@ ROWS = {
     "The adaptive β turned round": ("自适应 β 写反", "KL 小时 β 反而增大：要么什么也学不到，要么全部失控"),
     "clip_low and clip_high swapped": (
         "clip_low 与 clip_high 写反",
-        "两者相等时看不出来：DAPO 提高的上界变成了下界"),
+        "两者相等时看不出来；DAPO 放宽的不再是上界，而是下界"),
     "--ref-sync N copies the policy at every step": (
         "--ref-sync N 每一步都复制策略",
         "KL 永远接近 0"),
@@ -187,9 +187,9 @@ INTRO = {
     "English": """# What goes wrong in implementations of these algorithms
 
 None of these mistakes crashes: training runs, curves move, and the result is a little or very \
-wrong. Where a thread is known in which
-one was reported, it is linked; *public code* stands where people learn from and train with code \
-that had it; the others were found
+wrong. A mistake that somebody
+reported is linked to the report. *Public code* means code from which people learn, or \
+with which they train. The others were found
 in this project's own first versions, or made up to see whether its tests would notice. Here each \
 is made on purpose in a copy of this
 project, and the test in the last column is the first to fail (`python tests/mutations.py --table`).
@@ -199,7 +199,7 @@ The copy then trains for a few steps, eight or ten of GRPO and PPO and fifteen o
 **Of {all} mistakes {model} change what the trained model can do (how many answers are right, how \
 long they are, whether they end),
 {numbers} show in other numbers of the run alone, and {hidden} are invisible there**: {spread} \
-differ by less than seeds without a mistake do, in {same}
+differ by less than four times the seeds' spread, in {same}
 no number changes at all, and for {unseen} there is no run here that could show them. A curve that \
 rises proves little: it is the tests
 that find most of these. And a mistake that does nothing in ten steps may do much in ten thousand. \
@@ -211,29 +211,30 @@ deviation over its seeds, where there are several. The trained model is measured
 not by the copy, on {problems} held-out
 problems, one sampled answer each; other numbers are means over the last half of the run's steps, \
 as the copy itself logs them ([what
-each is](READING_CURVES.md)). A difference is named from four times the spread on (that of the \
-command's seeds, or the typical one of all
-commands if that is larger). To practise: `python exercises/bug.py 1` shows curves, and asks which \
+each is](READING_CURVES.md)). *Within the spread* is what differs by less than four times the \
+spread: that of the command's seeds,
+or the typical one of all commands if that is larger. With one run of each mistake, less would \
+prove nothing. To practise: `python exercises/bug.py 1` shows curves, and asks which \
 mistake they are of. English | [简体中文](MISTAKES.zh.md)
 
 ![Accuracy over training with a mistake, beside the runs without]({figure})
 """,
     "Chinese": """# 这类代码常犯的错误
 
-这些错误都不会使程序崩溃：训练照常进行，曲线照常变化，只是结果差一点，或者完全错误。知道讨论串的，附上链接；\
+这些错误都不会使程序崩溃：训练照常进行，曲线照常变化，只是结果差一点，或者完全错误。有人报告过的，附上链接；\
 “公开代码”表示人们用来学习和训练的代码里出现过；其余的是本项目最初的版本里发现的，或者为检验测试而编的。\
 这里在本项目的一份拷贝里故意把每个错误犯一遍，最后一列是首先失败的测试（`python tests/mutations.py --table`）。
 
 然后用这份拷贝训练很短的一次：GRPO 或 PPO 八步或十步，DPO 十五步，命令见[下面](#the-runs)。**{all} 个错误里，\
 {model} 个改变了训练出来的模型（正确率、回答长度、能否结束），{numbers} 个只在运行的其他数字里看得出来，\
-{hidden} 个在运行里看不出来**：{spread} 个的差别小于种子之间的差别，{same} 个不改变任何数字，\
+{hidden} 个在运行里看不出来**：{spread} 个的差别小于种子波动的四倍，{same} 个不改变任何数字，\
 还有 {unseen} 个，这里没有能显示它的运行。曲线上升说明不了什么：这些错误大多要靠测试发现。十步里没有影响的错误，\
 一万步里可能影响很大。有的看起来反而更好。
 
 第四列里先写有错误时的数字，“正常为”后面是同一命令没有错误时的数字：有几个种子时是均值 ± 标准差。\
 训练出来的模型由本项目测量，而不是由那份拷贝，用 {problems} 道留出的题，每题采样一个回答；\
-其他数字是运行后一半步数的均值，由拷贝自己记录（[各是什么](READING_CURVES.zh.md)）。差别达到波动的四倍才写出来（该命令各种子的波动，或所有命令的典型波动，取较大的）。\
-想练习：`python exercises/bug.py 1` 给出曲线，问是哪个错误。[English](MISTAKES.md) | 简体中文
+其他数字是运行后一半步数的均值，由拷贝自己记录（[各是什么](READING_CURVES.zh.md)）。“在波动之内”指差别小于波动的四倍（该命令各种子的波动，或所有命令的典型波动，取较大的）：\
+每个错误只有一次运行，更小的差别说明不了什么。想练习：`python exercises/bug.py 1` 给出曲线，问是哪个错误。[English](MISTAKES.md) | 简体中文
 
 ![有错误时训练中的正确率，与没有错误的运行相比]({figure})
 """,

@@ -2,8 +2,8 @@
 
 In `numbers`, {results/GRPO/sampled} is a number of docs/lab/results.csv, {kl/none/sampled} the last
 one of docs/lab/kl.csv, {curve/grpo/5/reward} one of docs/curves/curves.csv: it is looked up, not
-typed. `code` and `tests` are places as in concepts.py, `why` equations of DERIVATIONS.md, `errata`
-numbers of ERRATA.md.
+typed. So is <seeds of kl>, how many seeds docs/lab/kl.csv has. `code` and `tests` are places as in
+concepts.py, `why` equations of DERIVATIONS.md, `errata` numbers of ERRATA.md.
 """
 from typing import NamedTuple
 
@@ -340,10 +340,10 @@ GRADIENTS = [
         errata=[21],
         numbers=("With λ = 0 and a critic that starts from nothing PPO ends at "
                  "{lambda/critic from the policy, λ = 0/sampled}, with λ = 0.95 at "
-                 "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
+                 "{lambda/critic from the policy, λ = 0.95/sampled} (<seeds of lambda>)."),
         numbers_zh=("λ = 0 且价值模型从零开始，PPO 止于 "
                     "{lambda/critic from the policy, λ = 0/sampled}；λ = 0.95 时为 "
-                    "{lambda/critic from the policy, λ = 0.95/sampled}（两个种子）。")),
+                    "{lambda/critic from the policy, λ = 0.95/sampled}（<seeds of lambda>）。")),
     Question(
         question="Why is there no Q network, and no Q-learning?",
         answer=("A Q network has an output for each of 100,000 tokens, of which a state tries one "
@@ -352,19 +352,20 @@ GRADIENTS = [
                 "deterministically, r + V(next state) is Q anyway."),
         follow_up=("And SARSA? It evaluates the policy that acts, as the critic here does, but "
                    "with Q in the place of V."),
-        wrong=("“DPO's implicit reward is a Q function, so DPO is Q-learning.” It fits one "
-               "choice of a whole answer; there is no bootstrapping."),
+        wrong=("“DPO is Q-learning, since its log ratios can be read as Q values.” They can: by "
+               "b.15, β log(π*/π_ref) of a token is Q* − V*. But DPO fits the sum over whole "
+               "answers; it has no bootstrapping and no maximum."),
         question_zh="为什么没有 Q 网络，也不用 Q-learning？",
         answer_zh=("Q 网络有十万个输出，每个 token 一个，而一个状态每次只试其中一个；取最大值时会挑中误差最大的那个。"
                    "语言模型本身就是策略，每个 token 已有 logit，直接改进即可。而且文本的转移是确"
                    "定的，r + V(下一个状态) 就是 Q。"),
         follow_up_zh=("SARSA 呢？它评估的是正在行动的策略，与这里的价值模型一样，只是用 Q 而不是 "
                       "V。"),
-        wrong_zh=("“DPO 的隐式奖励是 Q 函数，所以 DPO 是 Q-learning。”它把整个回答当作一次选择来"
-                  "拟合，没有自举。"),
+        wrong_zh=("“DPO 的对数比率可以看作 Q 值，所以 DPO 就是 Q-learning。”前半句对：由 b.15，单个 "
+                  "token 的 β log(π*/π_ref) 就是 Q* − V*。但 DPO 拟合的是整个回答的总和，没有自举，也不取最大值。"),
         code=["advantages.py:gae:delta = rewards", "model.py:ScalarModel"],
         tests=["test_policy_gradient.py::test_gae_with_lambda_below_1_needs_the_right_critic"],
-        why="b.3, b.10, b.11, b.12"),
+        why="b.3, b.10, b.11, b.12, b.15"),
     Question(
         question="One reward at the end: how do early tokens learn?",
         answer=("Three ways. Give every token the whole advantage (GRPO): right on average, "
@@ -387,9 +388,9 @@ GRADIENTS = [
         why="e.6, e.7, e.8, e.9",
         numbers=("In [the lab](lab/credit.md) PPO's critic did not see where an addition goes "
                  "wrong: its advantage's correlation with what a token changed is "
-                 "{credit/after 30 steps/credit_ppo} after 30 steps (three seeds)."),
+                 "{credit/after 30 steps/credit_ppo} after 30 steps (<seeds of credit>)."),
         numbers_zh=("在[实验室](lab/credit.zh.md)里，PPO 的价值模型看不出加法错在哪里：30 步之后，它的优势与 "
-                    "token 实际造成的变化的相关系数是 {credit/after 30 steps/credit_ppo}（三个种子）。")),
+                    "token 实际造成的变化的相关系数是 {credit/after 30 steps/credit_ppo}（<seeds of credit>）。")),
     Question(
         question="The critic regresses on noisy returns. Why does it learn the mean?",
         answer=("The squared error splits into (V − mean)² and the variance of the return. The "
@@ -411,10 +412,10 @@ GRADIENTS = [
         errata=[24, 25],
         numbers=("At the end explained variance is "
                  "{lambda/critic from the policy, λ = 0.95/explained_variance}, with accuracy "
-                 "{lambda/critic from the policy, λ = 0.95/sampled} (two seeds)."),
+                 "{lambda/critic from the policy, λ = 0.95/sampled} (<seeds of lambda>)."),
         numbers_zh=("训练结束时解释方差为 "
                     "{lambda/critic from the policy, λ = 0.95/explained_variance}，而正确率为 "
-                    "{lambda/critic from the policy, λ = 0.95/sampled}（两个种子）。")),
+                    "{lambda/critic from the policy, λ = 0.95/sampled}（<seeds of lambda>）。")),
     Question(
         question="How does a language model explore?",
         answer=("By sampling from its own softmax. Temperature, several answers to each prompt, "
@@ -612,11 +613,13 @@ PPO = [
         tests=["test_closed_form.py::test_ends_at_the_optimum"],
         why="c.15, g.1",
         numbers=("Four passes: KL {clip/no clip, epochs = 4/kl_to_sft} without the clip, "
-                 "{clip/clip 0.2, epochs = 4/kl_to_sft} with it (two seeds). PPO on the reward "
-                 "model without the penalty: KL {results/PPO on RM, no KL/kl_to_sft}, the clip "
+                 "{clip/clip 0.2, epochs = 4/kl_to_sft} with it (<seeds of clip>; lower with the "
+                 "clip in each, but within their spread). PPO on the reward model without the "
+                 "penalty: KL {results/PPO on RM, no KL/kl_to_sft}, the clip "
                  "notwithstanding."),
         numbers_zh=("每批过四遍：不裁剪 KL 为 {clip/no clip, epochs = 4/kl_to_sft}，裁剪为 "
-                    "{clip/clip 0.2, epochs = 4/kl_to_sft}（两个种子）。用奖励模型的 PPO 不加惩"
+                    "{clip/clip 0.2, epochs = 4/kl_to_sft}（<seeds of clip>；每个种子都是裁剪时更低，但没有超出波动）。"
+                    "用奖励模型的 PPO 不加惩"
                     "罚，虽有裁剪，KL 仍到 {results/PPO on RM, no KL/kl_to_sft}。")),
     Question(
         question="Walk through the four cases of the clip.",
@@ -665,10 +668,10 @@ PPO = [
         numbers=("With λ = 0, PPO ends at {lambda/critic from the policy, λ = 0/sampled} with a "
                  "critic that starts from nothing, at "
                  "{lambda/critic from the reward model, λ = 0/sampled} with the reward model as "
-                 "its start (two seeds)."),
+                 "its start (<seeds of lambda>)."),
         numbers_zh=("λ = 0 时，价值模型从零开始，PPO 止于 "
                     "{lambda/critic from the policy, λ = 0/sampled}；从奖励模型开始，止于 "
-                    "{lambda/critic from the reward model, λ = 0/sampled}（两个种子）。")),
+                    "{lambda/critic from the reward model, λ = 0/sampled}（<seeds of lambda>）。")),
     Question(
         question="How does A2C differ from PPO?",
         answer=("A2C makes one update per batch, with −A log π. PPO makes several, with the "
@@ -693,10 +696,10 @@ PPO = [
                     "{results/PPO/seconds} 秒到 {results/PPO/sampled}。")),
     Question(
         question="What hurts in classical RLHF?",
-        answer=("Four models in memory; sampling takes most of the time on large models; many "
-                "settings that interact (β, learning rates, λ, warm-up); a reward model that is "
-                "wrong far from its data and gets exploited; and mistakes don't crash, they only "
-                "make the result a little worse."),
+        answer=("Four models are in memory. Sampling takes most of the time on large models. Many "
+                "settings interact (β, learning rates, λ, warm-up). The reward model is wrong far "
+                "from its data, and gets exploited. And mistakes in the code don't crash, they "
+                "only make the result a little worse."),
         follow_up=("What helps? A verifier instead of the reward model, a group instead of the "
                    "critic, DPO instead of sampling."),
         wrong="“PPO fails because RL is unstable.” Often the cause is a bug that no curve shows.",
@@ -746,7 +749,7 @@ KL = [
                 "reward hacking."),
         follow_up=("Then why has DAPO no penalty? Its reward is a check that can hardly be "
                    "fooled, and long reasoning has to move far from the start."),
-        wrong=("“β = 0 means that nothing limits a step.” The clip and the learning rate still "
+        wrong=("“β = 0 means that nothing holds a step back.” The clip and the learning rate still "
                "do."),
         question_zh="KL 惩罚有什么作用？β = 0 会怎样？",
         answer_zh=("离参考模型越远，扣的奖励越多，于是策略留在奖励模型可信的范围里，语言也不走"
@@ -828,10 +831,10 @@ KL = [
         numbers=("With β = 0.5 the KL ends at {kl/none/kl_to_sft} without a penalty, "
                  "{kl/k1 in the loss/kl_to_sft} with k1 in the loss, "
                  "{kl/k3 in the loss/kl_to_sft} with k3, {kl/k1 in the reward/kl_to_sft} with k1 "
-                 "in the reward (two seeds)."),
+                 "in the reward (<seeds of kl>)."),
         numbers_zh=("β = 0.5 时，最终 KL：不加惩罚 {kl/none/kl_to_sft}，k1 放进损失 "
                     "{kl/k1 in the loss/kl_to_sft}，k3 放进损失 {kl/k3 in the loss/kl_to_sft}，"
-                    "k1 放进奖励 {kl/k1 in the reward/kl_to_sft}（两个种子）。")),
+                    "k1 放进奖励 {kl/k1 in the reward/kl_to_sft}（<seeds of kl>）。")),
     Question(
         question="May the reference move?",
         answer=('Yes. A frozen one says "stay near the SFT model". One that is replaced every '
@@ -851,10 +854,11 @@ KL = [
         why="g.3",
         numbers=("With β = 0.5, accuracy ends at {reference/frozen/sampled} with a frozen "
                  "reference, {reference/EMA 0.9/sampled} with one that follows, "
-                 "{reference/synced every 10/sampled} with one that is replaced (two seeds)."),
+                 "{reference/synced every 10/sampled} with one that is replaced "
+                 "(<seeds of reference>)."),
         numbers_zh=("β = 0.5 时，最终正确率：冻结 {reference/frozen/sampled}，跟随 "
                     "{reference/EMA 0.9/sampled}，定期替换 "
-                    "{reference/synced every 10/sampled}（两个种子）。")),
+                    "{reference/synced every 10/sampled}（<seeds of reference>）。")),
 ]
 
 PREFERENCES = [
@@ -1075,7 +1079,7 @@ GROUPS = [
                    "noise is the problem."),
         wrong="“GRPO is better than PPO.” They end alike here; GRPO is simpler.",
         question_zh="PPO、DPO、GRPO 各自适合什么？",
-        answer_zh=("PPO：每个提示词只能采一个样本；理论上还有回答长或轮次多，需要逐 token 分配功劳时（这里价值"
+        answer_zh=("PPO：每个提示词只能采一个样本；理论上还有回答长或轮次多，需要逐 token 做信用分配时（这里价值"
                    "模型没有做到多少：[credit](lab/credit.zh.md)）。DPO：有现成的偏好数据，硬件少。"
                    "GRPO：回答容易可靠打分，每个提示词采得起多个样本。"),
         follow_up_zh="先试哪个？有偏好对先试 DPO；有校验器先试 GRPO；噪声成问题时再用 PPO。",
@@ -1108,9 +1112,10 @@ GROUPS = [
         why="g.20",
         numbers=("Of answers that think, a critic's V after 30 steps of PPO has a correlation of "
                  "{credit/after 30 steps/correlation} with the share of right continuations "
-                 "([lab](lab/credit.md), three seeds)."),
+                 "([lab](lab/credit.md), <seeds of credit>)."),
         numbers_zh=("在写出过程的回答里，PPO 训练 30 步之后，V 与续写正确率的相关系数是 "
-                    "{credit/after 30 steps/correlation}（[实验室](lab/credit.zh.md)，三个种子）。")),
+                    "{credit/after 30 steps/correlation}（[实验室](lab/credit.zh.md)，"
+                    "<seeds of credit>）。")),
     Question(
         question="What does the group size do?",
         answer=("A larger group has a less noisy baseline and more often both right and wrong "
@@ -1130,11 +1135,12 @@ GROUPS = [
         numbers=("At 256 samples per step: {group_size/G = 2/sampled} with G = 2, "
                  "{group_size/G = 8/sampled} with 8, {group_size/G = 64/sampled} with 64; groups "
                  "without a signal at the end: {group_size/G = 2/no_signal}, "
-                 "{group_size/G = 8/no_signal}, {group_size/G = 64/no_signal} (two seeds)."),
+                 "{group_size/G = 8/no_signal}, {group_size/G = 64/no_signal} "
+                 "(<seeds of group_size>)."),
         numbers_zh=("每步 256 个样本：G = 2 为 {group_size/G = 2/sampled}，8 为 "
                     "{group_size/G = 8/sampled}，64 为 {group_size/G = 64/sampled}；结束时无信号"
                     "组的比例：{group_size/G = 2/no_signal}、{group_size/G = 8/no_signal}、"
-                    "{group_size/G = 64/no_signal}（两个种子）。")),
+                    "{group_size/G = 64/no_signal}（<seeds of group_size>）。")),
     Question(
         question="What if the samples are poor: all wrong, or all right?",
         answer=("A group whose rewards are all equal has advantages of 0 and teaches nothing. "
@@ -1149,7 +1155,7 @@ GROUPS = [
         answer_zh=("奖励全相等的组，优势都是 0，学不到东西。可以跳过，或另采提示词补上（DAPO 的动"
                    "态采样）；选难度适中的题；多采样；给部分分；或先多做 SFT。"),
         follow_up_zh="直接除以极小的标准差行不行？舍入误差会被放大成优势。",
-        wrong_zh="“错误样本没有用。”在有对有错的组里，错误回答会把概率推开。",
+        wrong_zh="“错误样本没有用。”在有对有错的组里，错误回答的概率会被压低。",
         code=["methods.py:rows_to_learn_from:rows = rows[~no_signal]",
               "methods.py:sample_until_signal"],
         tests=["test_losses.py::test_groups_without_signal_are_exactly_zero",
@@ -1158,11 +1164,12 @@ GROUPS = [
         numbers=("At the end {no_signal/left out/no_signal} of the groups have no signal. Left "
                  "out: {no_signal/left out/sampled}; replaced: {no_signal/replaced/sampled}, "
                  "from {no_signal/replaced/samples} samples per step instead of "
-                 "{no_signal/left out/samples} (two seeds)."),
+                 "{no_signal/left out/samples} (<seeds of no_signal>; the "
+                 "accuracies differ within their spread)."),
         numbers_zh=("结束时 {no_signal/left out/no_signal} 的组没有信号。跳过："
                     "{no_signal/left out/sampled}；补上：{no_signal/replaced/sampled}，每步 "
                     "{no_signal/replaced/samples} 个样本，跳过时 {no_signal/left out/samples} 个"
-                    "（两个种子）。")),
+                    "（<seeds of no_signal>；正确率之差没有超出波动）。")),
     Question(
         question="Which biases has GRPO, and what does Dr. GRPO change?",
         answer=("Two. Averaging over each answer first rewards short right answers and long "
@@ -1260,11 +1267,10 @@ GROUPS = [
                "test_policy_gradient.py::test_remax",
                "test_policy_gradient.py::test_whitening_over_a_batch_bends_the_gradient"],
         why="a.13, g.17",
-        numbers=("Sampled accuracy, all three with GRPO's clipped loss: RLOO "
-                 "{results/RLOO/sampled}, ReMax {results/ReMax/sampled}, REINFORCE++ "
-                 "{results/REINFORCE++/sampled}."),
-        numbers_zh=("采样正确率（三者都配 GRPO 的裁剪损失）：RLOO {results/RLOO/sampled}，ReMax "
-                    "{results/ReMax/sampled}，REINFORCE++ {results/REINFORCE++/sampled}。")),
+        numbers=("Sampled accuracy: RLOO {results/RLOO/sampled}, ReMax {results/ReMax/sampled}, "
+                 "REINFORCE++ {results/REINFORCE++/sampled}."),
+        numbers_zh=("采样正确率：RLOO {results/RLOO/sampled}，ReMax {results/ReMax/sampled}，"
+                    "REINFORCE++ {results/REINFORCE++/sampled}。")),
 ]
 
 PRACTICE = [
@@ -1296,10 +1302,9 @@ PRACTICE = [
     Question(
         question="What is reward hacking, and what helps against it?",
         answer=("The policy finds answers that score high and aren't good: the score rises while "
-                "the truth falls. It helps to penalise KL, to stop early, to use several reward "
-                "models and take the lowest, to train the reward model again on the policy's new "
-                "answers, to replace it by a check where possible, and to let people read "
-                "samples."),
+                "the truth falls. Remedies: a KL penalty; an early stop; the lowest score of "
+                "several reward models; a reward model that is trained again on the policy's new "
+                "answers; a check in its place, where possible; people who read samples."),
         follow_up=("How do you see it without the truth? KL climbs on after the score has "
                    "stopped, and entropy turns up."),
         wrong="“A better score shows a better model.”",
@@ -1349,14 +1354,16 @@ PRACTICE = [
         numbers=("A model of two tasks, trained by reward on one: of the other, right at the end "
                  "{forgetting/β = 0/other}, with a KL penalty {forgetting/β = 0.5/other}, with "
                  "demonstrations of it in each update "
-                 "{forgetting/demonstrations of the other task/other}."),
+                 "{forgetting/demonstrations of the other task/other} (<seeds of forgetting>). "
+                 "The KL penalty's gain is within the seeds' spread."),
         numbers_zh=("会两个任务的模型，只用奖励训练其中一个。另一个最后的正确率：{forgetting/β = 0/other}；加 KL 惩罚 "
                     "{forgetting/β = 0.5/other}；每次更新混入它的示范 "
-                    "{forgetting/demonstrations of the other task/other}。")),
+                    "{forgetting/demonstrations of the other task/other}（<seeds of forgetting>）。"
+                    "KL 惩罚的作用没有超出种子间的波动。")),
     Question(
         question="Does RLHF hurt knowledge or reasoning?",
-        answer=("It can. It makes the policy surer: pass@1 rises, pass@k for large k may not, "
-                "and some right but rare answers get lost. Calibration suffers, and a reward "
+        answer=("It can. The policy becomes more certain: pass@1 rises, pass@k for large k may "
+                "not, and some right but rare answers get lost. Calibration suffers, and a reward "
                 "that people give for tone is not one for truth. With a checkable reward "
                 "reasoning improves on what is trained."),
         follow_up=("How would you check? pass@k for several k, and benchmarks that were not "
@@ -1409,7 +1416,8 @@ PRACTICE = [
         answer=("The chance that at least one of k samples is right. From n samples with c "
                 "right: 1 − C(n − c, k) / C(n, k), the chance that k drawn without replacement "
                 "are not all wrong."),
-        follow_up="What if pass@1 rises and pass@8 doesn't? The policy became surer, not abler.",
+        follow_up=("What if pass@1 rises and pass@8 doesn't? The policy became more certain, not "
+                   "more capable."),
         wrong="“1 − (1 − c/n)^k.” It draws with replacement and is too low.",
         question_zh="什么是 pass@k？怎样估计？",
         answer_zh=("k 个样本中至少一个正确的概率。有 n 个样本、c 个正确时：1 − C(n − c, k) / "
@@ -1435,7 +1443,7 @@ PRACTICE = [
         answer_zh=("状态包含整个对话。只有模型自己写的 token 是动作；用户和工具写的要用掩码排除："
                    "没有梯度，不计 KL，不折扣。奖励可以只在末尾；回报和 GAE 原样跨过被排除的 "
                    "token。"),
-        follow_up_zh="难在哪里？功劳分配跨度长；真实回复与训练时不同；模拟用户太宽容。",
+        follow_up_zh="难在哪里？信用分配的跨度长；真实回复与训练时不同；模拟用户太宽容。",
         wrong_zh="“整段对话都训练。”那模型会学着替工具写回复。",
         code=["rollout.py:generate:next_tokens = torch.where(is_told",
               "support/environments.py:Conversations"],
@@ -1465,13 +1473,13 @@ PRACTICE = [
                  "in step 10, and {curve/grpo_cold/10/no_signal} of the groups have no signal "
                  "(one seed). The wider clip is DAPO's; in [the lab](lab/clip_kl.md) it did not "
                  "raise entropy: {clip_kl/4 epochs, clip 0.2 to 0.28, β = 0/entropy}, without it "
-                 "{clip_kl/4 epochs, clip 0.2, β = 0/entropy}."),
+                 "{clip_kl/4 epochs, clip 0.2, β = 0/entropy} (<seeds of clip_kl>)."),
         numbers_zh=("正常的训练中，熵从 {curve/grpo/1/entropy} 降到 {curve/grpo/25/entropy}；温度"
                     "为 0.2 时，第 10 步是 {curve/grpo_cold/10/entropy}，无信号组的比例为 "
                     "{curve/grpo_cold/10/no_signal}（一个种子）。放宽裁剪上界出自 DAPO；在"
                     "[实验室](lab/clip_kl.zh.md)里它没有提高熵："
                     "{clip_kl/4 epochs, clip 0.2 to 0.28, β = 0/entropy}，不放宽是 "
-                    "{clip_kl/4 epochs, clip 0.2, β = 0/entropy}。")),
+                    "{clip_kl/4 epochs, clip 0.2, β = 0/entropy}（<seeds of clip_kl>）。")),
     Question(
         question="Which average: over tokens, over answers, or by a constant?",
         answer=("Token mean: every token weighs the same, so long answers weigh more. Mean of "
@@ -1493,16 +1501,17 @@ PRACTICE = [
         errata=[9, 10],
         numbers=("[Where length is free](lab/length.md), wrong answers end longer than right ones "
                  "by {length/seq-mean/gap} tokens (answers), {length/token-mean/gap} (tokens), "
-                 "{length/seq-sum/gap} (constant; five seeds). On the built-in task length is "
-                 "not free, and answers end equally long: {aggregation/seq-mean/response_length}, "
+                 "{length/seq-sum/gap} (constant; <seeds of length>). On the built-in task "
+                 "length is not free, and answers end equally long: "
+                 "{aggregation/seq-mean/response_length}, "
                  "{aggregation/token-mean/response_length}, "
-                 "{aggregation/seq-sum/response_length} tokens."),
+                 "{aggregation/seq-sum/response_length} tokens (<seeds of aggregation>)."),
         numbers_zh=("在[长度不受限制的任务](lab/length.zh.md)上，结束时错误的回答比正确的长："
                     "{length/seq-mean/gap} 个 token（按回答）、{length/token-mean/gap}（按 token）、"
-                    "{length/seq-sum/gap}（常数；五个种子）。内置任务的长度是定下的，结束时都一"
+                    "{length/seq-sum/gap}（常数；<seeds of length>）。内置任务的长度是定下的，结束时都一"
                     "样：{aggregation/seq-mean/response_length}、"
                     "{aggregation/token-mean/response_length}、"
-                    "{aggregation/seq-sum/response_length} 个 token。")),
+                    "{aggregation/seq-sum/response_length} 个 token（<seeds of aggregation>）。")),
     Question(
         question="What if the sampler's probabilities are not the trainer's?",
         answer=("Another engine, bfloat16, a KV cache or a temperature make the sampled policy "
@@ -1532,12 +1541,12 @@ PRACTICE = [
                  "{stale/4 steps old/accuracy} with weights 4 steps old; with those, "
                  "{stale/4 steps old + the ratio/accuracy} with the sampler's log-probs in the "
                  "ratio, {stale/4 steps old + truncated weights/accuracy} with truncated weights "
-                 "(five seeds)."),
-        numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：新鲜的回答 {stale/fresh/accuracy}，"
+                 "(<seeds of stale>)."),
+        numbers_zh=("60 步之后的[正确率](lab/stale.zh.md)：用当前权重采样 {stale/fresh/accuracy}，"
                     "bfloat16 采样 {stale/bfloat16/accuracy}，旧 4 步的权重采样 "
                     "{stale/4 steps old/accuracy}；这时把采样器的对数概率放进比率，有 "
                     "{stale/4 steps old + the ratio/accuracy}，用截断的权重，有 "
-                    "{stale/4 steps old + truncated weights/accuracy}（五个种子）。")),
+                    "{stale/4 steps old + truncated weights/accuracy}（<seeds of stale>）。")),
     Question(
         question="What happens at the end of an answer: stop token, length limit?",
         answer=("The stop token is an action: it was chosen, so it is trained. An answer that "
@@ -1576,7 +1585,7 @@ PRACTICE = [
         answer_zh=("没有人知道，以下是尚未解决的问题：无法校验时的奖励；超长回答中单个步骤的功"
                    "劳；使用工具、持续数小时的智能体，以及数据总是略旧的异步采样；骗不了的评委；"
                    "以及对人自己也判断不了的回答的监督。"),
-        follow_up_zh=("哪些可以在笔记本上研究？功劳分配、奖励作弊、旧数据、平均方式：这里各是一个"
+        follow_up_zh=("哪些可以在笔记本上研究？信用分配、奖励作弊、旧数据、平均方式：这里各是一个"
                       "设置。"),
         wrong_zh="罗列产品名。",
         code=["lab/experiments.py:EXPERIMENTS"],
