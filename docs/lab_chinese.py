@@ -17,31 +17,31 @@ LAB = ROOT / "docs" / "lab"
 # Of gradient.md.
 GRADIENT = {
     "What are a baseline, a group and a critic worth?": "基线、组、价值模型各值多少？",
-    "Each method's gradient from 256 answers against the true one, at two fixed policies. {}":
-        "在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。{}",
+    "Each method's gradient from 256 answers, against the true one, at two fixed policies. How many "
+    "times the answers of another method does it need, until the cosine of the two is 0.9?":
+        "在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。要使两者的余弦达到 0.9，所需的回答数是"
+        "另一种方法的多少倍？",
+    "against": "相比", "no baseline": "不用基线", "the batch's mean": "批内均值",
+    "the batch's mean as a baseline": "用批内均值作基线",
+    "a mean for each problem (RLOO, G = 8)": "每道题用自己的均值（RLOO，G = 8）",
+    "of GRPO, only the division by the standard deviation": "GRPO 中只除以标准差",
+    "of GRPO, only the division by the length": "GRPO 中只除以长度",
+    "an exact critic, λ = 0": "精确的价值模型，λ = 0",
     "the SFT model of seed 0, and GRPO after 25 of its 50 steps":
         "种子 0 的 SFT 模型，以及 GRPO 50 步中的第 25 步之后",
     "* {} {}: **{}**.": "* {}{}：**{}**。",
-    "For a cosine of 0.9, at {}: the batch's mean as a baseline needs {} times the answers of no "
-    "baseline; a mean for each problem (RLOO, G = 8) needs {} times the answers of the batch's "
-    "mean; GRPO, G = 8 needs {} times the answers of RLOO; an exact critic with λ = 0 needs {} "
-    "times the answers of RLOO. Of what GRPO does, the division by the standard deviation alone "
-    "needs {} times the answers of RLOO, that by length alone {} times.":
-        "要使余弦达到 0.9，在 {}：用批内均值作基线，所需的回答数是不用基线的 {} 倍；每道题用自己的均值（RLOO，G = 8），"
-        "是批内均值的 {} 倍；GRPO（G = 8）是 RLOO 的 {} 倍；精确的价值模型加 λ = 0，是 RLOO 的 {} 倍。GRPO 的两步里，"
-        "只除以标准差是 RLOO 的 {} 倍，只除以长度是 {} 倍。",
     " and ": " 和 ", " to ": " 至 ", "none found": "没有找到",
     "the SFT model": "SFT 模型处", "halfway through GRPO": "GRPO 进行到一半处",
     "{:.2f} where {:.2f} of answers are right": "{:.2f}（回答的 {:.2f} 答对时）",
     "The mean reward is not the best baseline. A baseline b leaves the noise "
-    "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is long. With b = 0 "
-    "they do not count, with b > 0 they do. The best constant, E[r |∇log π|²] / E[|∇log π|²], is "
-    "{}. By this formula it leaves {} of the noise of no baseline, the mean reward {}. A verifier "
-    "that says 0 and 1 is near the best by itself; one that says -1 and 1 has a baseline of a "
-    "half.":
-        "平均奖励不是最好的基线。基线 b 留下的噪声是 E[(r - b)² |∇log π|²]；答错的回答概率低，所以 ∇log π 长。b = 0 时"
-        "它们不起作用，b > 0 时才起作用。最好的常数 E[r |∇log π|²] / E[|∇log π|²] 是 {}。按这个公式，它留下的噪声是不用"
-        "基线时的 {}，平均奖励留下 {}。给 0 和 1 的校验器本身就接近最好；给 -1 和 1 的，则自带一个二分之一的基线。",
+    "E[(r - b)² |∇log π|²]. Wrong answers are improbable, so their ∇log π is long: with b = 0 they "
+    "do not count, with b > 0 they do. The best constant is E[r |∇log π|²] / E[|∇log π|²]: {}. By "
+    "this formula it leaves {} of the noise of no baseline, and the mean reward {}. A verifier "
+    "that says 0 and 1 is near the best by itself. One that says -1 and 1 is the same with a "
+    "baseline of a half.":
+        "平均奖励不是最好的基线。基线 b 留下的噪声是 E[(r - b)² |∇log π|²]。答错的回答概率低，所以 ∇log π 长：b = 0 时"
+        "它们不起作用，b > 0 时才起作用。最好的常数是 E[r |∇log π|²] / E[|∇log π|²]：{}。按这个公式，它留下的噪声是不用"
+        "基线时的 {}，平均奖励留下 {}。给 0 和 1 的校验器本身就接近最好。给 -1 和 1 的，就是同一个校验器加上二分之一的基线。",
     "What its own noise costs was not measured.": "它自身噪声的代价没有测量。",
     "With λ = 0 its noise per answer is {:.1f} times |∇J|², with half of the continuations {:.1f}, "
     "so with endless ones about {:.1f}.":

@@ -13,6 +13,16 @@ IN_TABLE = ["REINFORCE", "REINFORCE, mean of the batch", "REINFORCE++", "ReMax",
             "PPO, new critic, λ = 0.95", "PPO, warmed-up critic, λ = 0.95",
             "PPO, warmed-up critic, λ = 1", "PPO, exact critic, λ = 0", "PPO, exact critic, λ = 1"]
 
+MEAN, RLOO, GRPO = "REINFORCE, mean of the batch", "RLOO, G = 8", "GRPO, G = 8"
+# What is it worth? What and whose answers are counted; against what, and whose.
+WORTH = [
+    ("the batch's mean as a baseline", MEAN, "no baseline", "REINFORCE"),
+    ("a mean for each problem (RLOO, G = 8)", RLOO, "the batch's mean", MEAN),
+    ("GRPO, G = 8", GRPO, "RLOO", RLOO),
+    ("of GRPO, only the division by the standard deviation", f"{GRPO}, only / std", "RLOO", RLOO),
+    ("of GRPO, only the division by the length", f"{GRPO}, only / length", "RLOO", RLOO),
+    ("an exact critic, λ = 0", "PPO, exact critic, λ = 0", "RLOO", RLOO)]
+
 
 class Found:
     """The numbers of gradient.csv, by policy, method and column."""
@@ -41,18 +51,17 @@ class Found:
 def expectations(found: Found) -> list[tuple[str, list[float], bool]]:
     """What was written down before the run, the numbers that decide, and whether it came out.
     Numbers are those of the first policy, then of the second."""
-    mean, best = "REINFORCE, mean of the batch", "RLOO, G = 8"
-    baseline = found.times("REINFORCE", mean, "noise")
-    group = found.times(best, mean)
-    two, many = found.times("RLOO, G = 2", best), found.times("RLOO, G = 64", best)
-    dr_grpo = found.times("Dr. GRPO, G = 8", best)
-    both = found.limits("GRPO, G = 8")
-    std = found.limits("GRPO, G = 8, only / std")
-    remax = found.times("ReMax", mean)
-    plus = found.times("REINFORCE++", mean, "noise")
+    baseline = found.times("REINFORCE", MEAN, "noise")
+    group = found.times(RLOO, MEAN)
+    two, many = found.times("RLOO, G = 2", RLOO), found.times("RLOO, G = 64", RLOO)
+    dr_grpo = found.times("Dr. GRPO, G = 8", RLOO)
+    both = found.limits(GRPO)
+    std = found.limits(f"{GRPO}, only / std")
+    remax = found.times("ReMax", MEAN)
+    plus = found.times("REINFORCE++", MEAN, "noise")
     new = found.limits("PPO, new critic, λ = 0")
-    exact = found.times("PPO, exact critic, λ = 0", best)
-    exact_mean = found.times("PPO, exact critic, λ = 1", best)
+    exact = found.times("PPO, exact critic, λ = 0", RLOO)
+    exact_mean = found.times("PPO, exact critic, λ = 1", RLOO)
     warm = found.limits("PPO, warmed-up critic, λ = 1", "PPO, warmed-up critic, λ = 0.95",
                         "PPO, warmed-up critic, λ = 0")
     return [
@@ -127,40 +136,35 @@ def headline(found: Found) -> str:
     return "\n".join(lines).replace("At halfway", "Halfway")
 
 
-def conclusion(found: Found, policies: list[dict], say=str) -> str:
-    """What each is worth: how many times the answers of another method it needs."""
-    mean, best = "REINFORCE, mean of the batch", "RLOO, G = 8"
-    joint = say(" and ")
+def worth(found: Found, say=str) -> list[str]:
+    """A table: how many times the answers of another method each needs."""
+    lines = [f"| | {say('against')} | {' | '.join(map(say, found.policies))} |",
+             "|---" * (2 + len(found.policies)) + "|"]
+    for what, method, base_name, base in WORTH:
+        numbers = " | ".join(shown(x) for x in found.times(method, base))
+        lines.append(f"| {say(what)} | {say(base_name)} | {numbers} |")
+    return lines
 
-    def times(method, base):
-        return list_of(found.times(method, base), joint)
+
+def on_baselines(policies: list[dict], say=str) -> list[str]:
+    """Why the mean reward is not the best baseline, where it is not."""
+    if not all(float(row["best_baseline"]) < float(row["accuracy"]) / 2 for row in policies):
+        return []
+    where = say("{:.2f} where {:.2f} of answers are right")
+    numbers = [where.format(float(row["best_baseline"]), float(row["accuracy"]))
+               for row in policies]
 
     def of_all(column):
-        return list_of([float(row[column]) for row in policies], joint)
+        return list_of([float(row[column]) for row in policies], say(" and "))
 
     text = say(
-        "For a cosine of 0.9, at {}: the batch's mean as a baseline needs {} times the answers of "
-        "no baseline; a mean for each problem (RLOO, G = 8) needs {} times the answers of the "
-        "batch's mean; GRPO, G = 8 needs {} times the answers of RLOO; an exact critic with λ = 0 "
-        "needs {} times the answers of RLOO. Of what GRPO does, the division by the standard "
-        "deviation alone needs {} times the answers of RLOO, that by length alone {} times.")
-    text = text.format(
-        joint.join(map(say, found.policies)), times(mean, "REINFORCE"), times(best, mean),
-        times("GRPO, G = 8", best), times("PPO, exact critic, λ = 0", best),
-        times("GRPO, G = 8, only / std", best), times("GRPO, G = 8, only / length", best))
-    if all(float(row["best_baseline"]) < float(row["accuracy"]) / 2 for row in policies):
-        where = say("{:.2f} where {:.2f} of answers are right")
-        numbers = [where.format(float(row["best_baseline"]), float(row["accuracy"]))
-                   for row in policies]
-        text += "\n\n" + say(
-            "The mean reward is not the best baseline. A baseline b leaves the noise "
-            "E[(r - b)² |∇log π|²], and wrong answers are improbable, so their ∇log π is long. "
-            "With b = 0 they do not count, with b > 0 they do. The best constant, "
-            "E[r |∇log π|²] / E[|∇log π|²], is {}. By this formula it leaves {} of the noise of no "
-            "baseline, the mean reward {}. A verifier that says 0 and 1 is near the best by "
-            "itself; one that says -1 and 1 has a baseline of a half.").format(
-                say(", ").join(numbers), of_all("best_leaves"), of_all("mean_leaves"))
-    return text
+        "The mean reward is not the best baseline. A baseline b leaves the noise "
+        "E[(r - b)² |∇log π|²]. Wrong answers are improbable, so their ∇log π is long: with b = 0 "
+        "they do not count, with b > 0 they do. The best constant is "
+        "E[r |∇log π|²] / E[|∇log π|²]: {}. By this formula it leaves {} of the noise of no "
+        "baseline, and the mean reward {}. A verifier that says 0 and 1 is near the best by "
+        "itself. One that says -1 and 1 is the same with a baseline of a half.")
+    return [text.format(say(", ").join(numbers), of_all("best_leaves"), of_all("mean_leaves")), ""]
 
 
 def on_continuations(found: Found, policy: str, say=str) -> str:
@@ -193,8 +197,10 @@ def on_policy(found: Found, row: dict, say) -> str:
 def page(found: Found, policies: list[dict], say=str) -> str:
     """gradient.md. say: turns an English text into the page's language, see lab/report.py."""
     lines = [title("What are a baseline, a group and a critic worth?", say), "",
-             say("Each method's gradient from 256 answers against the true one, at two fixed "
-                 "policies. {}").format(conclusion(found, policies, say)), ""]
+             say("Each method's gradient from 256 answers, against the true one, at two fixed "
+                 "policies. How many times the answers of another method does it need, until the "
+                 "cosine of the two is 0.9?"), "",
+             *worth(found, say), "", *on_baselines(policies, say)]
     header = [say("{}: limit | at 256 | for 0.9").format(say(p)) for p in found.policies]
     lines += [f"| | {' | '.join(header)} |", "|---" * (1 + 3 * len(header)) + "|"]
     for method in IN_TABLE:
