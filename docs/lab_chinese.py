@@ -17,8 +17,8 @@ LAB = ROOT / "docs" / "lab"
 # Of gradient.md.
 GRADIENT = {
     "What are a baseline, a group and a critic worth?": "基线、组、价值模型各值多少？",
-    "Each method's gradient from 256 answers, against the true one, at two fixed policies. How many "
-    "times the answers of another method does it need, until the cosine of the two is 0.9?":
+    "Each method's gradient from 256 answers, against the true one, at two fixed policies. How "
+    "many times the answers of another method does it need, until the cosine of the two is 0.9?":
         "在两个固定的策略上，每种方法由 256 个回答得出的梯度，与真实梯度相比。要使两者的余弦达到 0.9，所需的回答数是"
         "另一种方法的多少倍？",
     "against": "相比", "no baseline": "不用基线", "the batch's mean": "批内均值",
