@@ -240,6 +240,9 @@ class Transformer(nn.Module):
         With a cache: first the prompts, right-padded; then one token per row and call, at its own
         position, positions (B, 1), which attends to all tokens before it."""
         x = self.embed_tokens(tokens)
+        if cache and cache.length and (positions is None or tokens.shape[1] > 1):
+            raise ValueError(f"{tokens.shape[1]} tokens per row after the prompts: expected one, "
+                             "and its position")
         if positions is None:
             T = tokens.shape[1]
             if T > self.config.max_seq_len:
