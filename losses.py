@@ -221,7 +221,7 @@ def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high, du
 
 def policy_gradient_loss(logp: Tensor, advantages: Tensor, mask: Tensor, mode: str = "token-mean",
                          denominator=None) -> LossAndStats:
-    """-A log π: REINFORCE (Williams 1992), A2C, RLOO. No ratio, no clip. advantages (B,), (B, T)."""
+    """-A log π: REINFORCE (Williams 1992), A2C, RLOO: no ratio. advantages (B,) or (B, T)."""
     [logp] = _on_mask(mask, logp=logp)
     advantages = _per_token(advantages, mask)
     loss = aggregate(-advantages * logp, mask, mode, denominator)
