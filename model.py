@@ -1,7 +1,7 @@
 """A decoder-only Transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
-This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3.
-Parameters carry Hugging Face's names, so that a checkpoint needs no translation. Without dropout,
+This is Llama, and Mistral without a sliding window; with biases on q, k and v it is Qwen2, with
+norms on q and k Qwen3. Parameters carry Hugging Face's names, but for a prefix. Without dropout,
 train and eval mode compute the same function, so that the ratio of a fresh rollout is 1. Padding is
 on the right, where a causal model never looks: no attention masks and no position ids.
 
