@@ -38,8 +38,8 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
     """G_t = r_t + γ G_{t+1}, the Monte Carlo return. (B, T) -> (B, T). Sutton & Barto, eq. 3.9."""
     _same_shape(rewards=rewards, mask=mask)
     mask = mask.bool()
-    returns = torch.zeros_like(rewards)
-    running = torch.zeros_like(rewards[:, 0])                       # (B,)
+    returns = torch.zeros_like(gamma * rewards)
+    running = torch.zeros_like(returns[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
         return_t = rewards[:, t] + gamma * running
         running = torch.where(mask[:, t], return_t, running)        # a hole changes nothing
@@ -55,9 +55,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     A_t = δ_t + γλ A_{t+1}                 λ=0: one-step TD;  λ=1: Monte Carlo return - V(s_t)
     returns = A + V                        the critic's target (TD(λ)), from raw advantages
 
-    values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): the value of the
-    state after the row's last action; 0 (and None) says that the episode ended there. On a GPU each
-    column costs eight launches, some 40 µs. Schulman et al. 2016 (arXiv:1506.02438), eq. 16."""
+    values[b, t] = V(tokens[b, :t]), the state before action t. bootstrap (B,): V after the row's
+    last action; 0 (or None): the episode ended. Schulman et al. 2016 (arXiv:1506.02438), eq. 16."""
     _same_shape(rewards=rewards, values=values, mask=mask)
     next_value = torch.zeros_like(values[:, 0]) if bootstrap is None else bootstrap
     _same_shape(bootstrap=next_value, rows=mask[:, 0])
@@ -77,16 +76,15 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over actions (N,): 1, V knows all; 0, nothing."""
+    """1 - Var(returns - values) / Var(returns). (N,) each. 1: V is right, up to a constant."""
     unexplained = (returns - values).var()
     total = returns.var().clamp(min=1e-8)
     return 1 - (unexplained / total).item()
 
 
 def whiten(x: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over all actions of the batch, unbiased. (B, T) -> (B, T)
-    shift_mean=False keeps the mean: the sign of a reward then does not depend on its batch. Fewer
-    than two actions give 0. Huang et al. 2024 (arXiv:2403.17031), details 13 and 18."""
+    """(x - mean) / sqrt(var + eps) over all actions, unbiased; 0 of fewer than two. (B, T)
+    shift_mean=False: the mean stays. Huang et al. 2024 (arXiv:2403.17031), details 13 and 18."""
     _same_shape(x=x, mask=mask)
     mask = mask.bool()
     if mask.sum() < 2:
@@ -111,10 +109,9 @@ def _groups(rewards, group_size):
 
 def grpo_advantages(rewards: Tensor, group_size: int, scale: bool = True,
                     eps: float = 1e-4) -> Tensor:
-    """A_i = (r_i - mean) / (std + eps) within each group of consecutive answers. (B,) -> (B,)
-    scale=False leaves out the standard deviation: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783), the
-    unbiased half. Unbiased std. A group of equal rewards has advantage exactly 0: rounding must not
-    be divided by eps. Shao et al. 2024 (DeepSeekMath, arXiv:2402.03300), sec. 4.1.2."""
+    """A_i = (r_i - mean) / (std + eps) in each group of G consecutive answers; std by G - 1. (B,)
+    scale=False leaves out the std: Dr. GRPO (Liu et al. 2025, arXiv:2503.20783). Equal rewards give
+    exactly 0: rounding must not be divided by eps. DeepSeekMath (arXiv:2402.03300), sec. 4.1.2."""
     groups, all_equal = _groups(rewards, group_size)
     advantages = groups - groups.mean(1, keepdim=True)
     if scale:
@@ -132,8 +129,7 @@ def rloo_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def remax_advantages(rewards: Tensor, greedy_rewards: Tensor) -> Tensor:
-    """A = r(sample) - r(greedy answer to the same prompt). (B,), (B,) -> (B,)
-    ReMax, Li et al. 2024 (arXiv:2310.10505)."""
+    """ReMax (arXiv:2310.10505): r(sample) - r(greedy answer to its prompt). (B,), (B,) -> (B,)"""
     _same_shape(rewards=rewards, greedy_rewards=greedy_rewards)
     return rewards - greedy_rewards
 

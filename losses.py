@@ -3,7 +3,7 @@
 (B,) is a number per sequence, (B, T) a number per token; column t belongs to token t, so nothing
 here shifts. `mask` (bool, integer or float) is 1 where token t is an action; off it inputs may hold
 any finite number, so every input is masked before it is subtracted or exponentiated. Log-probs are
-in nats. Shapes that differ and unknown modes are a ValueError.
+in nats. Shapes that differ: ValueError. Old log-probs, advantages and returns get no gradient.
 
 Every `*_loss` returns `(loss, stats)`: a 0-dim tensor to call `backward()` on and a dict of
 detached 0-dim tensors, each a mean over the actions (or rows) that were given. `denominator`
@@ -36,8 +36,7 @@ def _at_least_float32(x):
 
 
 def gather_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log softmax(logits)[tokens], in at least float32. (..., V), (...) -> (...)
-    Does not shift: logits[i] score tokens[i]."""
+    """log softmax(logits)[tokens] in float32 at least; does not shift. (..., V), (...) -> (...)"""
     _same_shape(logits=logits[..., 0], tokens=tokens)
     logp = torch.log_softmax(_at_least_float32(logits), -1)
     token_logp = logp.gather(-1, tokens[..., None])
@@ -66,7 +65,6 @@ def count_for(mask: Tensor, mode: str = "token-mean", length: int | None = None)
 def aggregate(x: Tensor, mask: Tensor, mode: str = "token-mean",
               denominator: Tensor | float | None = None) -> Tensor:
     """One number from (B, T). With no action at all it is 0.
-
     token-mean  Σ_bt x / Σ_bt mask      every token weighs the same (DAPO, arXiv:2503.14476)
     seq-mean    Σ_b mean_t(x_b) / rows  every answer weighs the same: a long one's token less (GRPO)
     seq-sum     Σ_bt x / (B T)          a constant divides, such as B * max_new_tokens, given as
@@ -88,6 +86,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def _row_mean(x, denominator=None):
     """(B,) -> 0-dim: Σ x / B, or over the whole batch's number of rows."""
+    if x.dim() != 1:
+        raise ValueError(f"found shape {tuple(x.shape)}, expected (B,): a number per sequence")
     if denominator is None:
         denominator = len(x)
     return x.sum() / max(denominator, 1)
@@ -105,7 +105,7 @@ def _mean(x):
 # answer holds its states fixed: that earlier tokens lead to later states counts in the reward only.
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k1 = x. Unbiased, noisy, often negative. In the reward; as a loss it does nothing. (B, T)"""
+    """k1 = x. Unbiased, noisy, often negative. In the reward; as a loss it is mere noise. (B, T)"""
     _same_shape(logp=logp, ref_logp=ref_logp)
     return logp - ref_logp
 
@@ -116,14 +116,14 @@ def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """k3 = exp(-x) - 1 + x. Unbiased, never negative: GRPO's. expm1 is exact near 0. (B, T)"""
+    """k3 = exp(-x) - 1 + x. Unbiased, never negative: GRPO's. expm1 rounds less near 0. (B, T)"""
     x = kl_k1(logp, ref_logp)
     return torch.expm1(-x) + x
 
 
 def kl_penalty(logp: Tensor, ref_logp: Tensor, mask: Tensor, estimator: str = "k3") -> Tensor:
     """k1, k2 or k3 of each action, 0 off the mask. (B, T)"""
-    logp, ref_logp = _on_mask(mask, logp=logp, ref_logp=ref_logp)
+    logp, ref_logp = _on_mask(mask, logp=logp, ref_logp=ref_logp.detach())
     estimators = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
     return estimators[estimator](logp, ref_logp)
 
@@ -172,18 +172,20 @@ def reward_model_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float =
 # ----------------------------------------------------------------------------------- policy losses
 
 def _per_token(advantages, mask):
-    """(B,) or (B, T) -> (B, T), 0 off the mask."""
+    """(B,) or (B, T) -> (B, T), 0 off the mask, without gradient."""
     if advantages.dim() == 1:
         _same_shape(advantages=advantages, rows=mask[:, 0])
         advantages = advantages[:, None].expand(mask.shape)
-    [advantages] = _on_mask(mask, advantages=advantages)
+    [advantages] = _on_mask(mask, advantages=advantages.detach())
     return advantages
 
 
 def _log_ratio(logp, old_logp, mask):
     """log π(a|s) - log π_old(a|s), 0 off the mask. (B, T)"""
-    logp, old_logp = _on_mask(mask, logp=logp, old_logp=old_logp)
-    return logp - old_logp
+    logp, old_logp = _on_mask(mask, logp=logp, old_logp=old_logp.detach())
+    # e^89 is inf in float32, whose gradient is nan even where the clip makes it 0.
+    log_ratio = logp - old_logp
+    return log_ratio.clamp(max=80)
 
 
 def _ratio_stats(log_ratio, is_clipped, mask):
@@ -217,10 +219,9 @@ def _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high, du
 
 def policy_gradient_loss(logp: Tensor, advantages: Tensor, mask: Tensor, mode: str = "token-mean",
                          denominator=None) -> LossAndStats:
-    """-A log π, whose gradient is the policy gradient. advantages (B,) or (B, T).
-    REINFORCE (Williams 1992), A2C, RLOO. There is no ratio, so that nothing is clipped."""
+    """-A log π: REINFORCE (Williams 1992), A2C, RLOO: no ratio. advantages (B,) or (B, T)."""
     [logp] = _on_mask(mask, logp=logp)
-    advantages = _per_token(advantages, mask).detach()
+    advantages = _per_token(advantages, mask)
     loss = aggregate(-advantages * logp, mask, mode, denominator)
     zero = torch.zeros_like(loss.detach())
     return loss, {"clip_fraction": zero, "approx_kl": zero}
@@ -230,8 +231,7 @@ def ppo_policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Te
                     clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None,
                     mode: str = "token-mean", denominator=None) -> LossAndStats:
     """-min(ρ A, clip(ρ, 1 - clip_low, 1 + clip_high) A), ρ = π / π_old. advantages (B,) or (B, T).
-    PPO's stand-in for TRPO's trust region. Schulman et al. 2017 (arXiv:1707.06347), eq. 7.
-    dual_clip c > 1 bounds the loss by -c A where A < 0."""
+    dual_clip c > 1: at most -c A where A < 0. Schulman et al. 2017 (arXiv:1707.06347), eq. 7."""
     loss, stats = _clipped_surrogate(logp, old_logp, advantages, mask, clip_low, clip_high,
                                      dual_clip)
     return aggregate(loss, mask, mode, denominator), stats
@@ -241,8 +241,8 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
                clip: float | None = 0.2, denominator=None) -> LossAndStats:
     """0.5 * mean max((V - R)², (clip(V, V_old ± clip) - R)²); clip=None: 0.5 * mean (V - R)².
     A token mean. clip is in units of reward. Huang et al. 2022, "37 implementation details", 9."""
-    values, old_values, returns = _on_mask(mask, values=values, old_values=old_values,
-                                           returns=returns)
+    values, old_values, returns = _on_mask(mask, values=values, old_values=old_values.detach(),
+                                           returns=returns.detach())
     loss = error = (values - returns).square()
     if clip is not None:
         clipped_values = old_values + (values - old_values).clamp(-clip, clip)
@@ -279,7 +279,7 @@ def gspo_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor,
     log_ratio = _log_ratio(logp, old_logp, mask)
     mask = mask.bool()
     _same_shape(advantages=advantages, rows=mask[:, 0])
-    advantages = advantages[:, None]                                                    # (B, 1)
+    advantages = advantages[:, None].detach()                                           # (B, 1)
     lengths = mask.sum(1, keepdim=True).clamp(min=1)
     ratio = (log_ratio.sum(1, keepdim=True) / lengths).exp()                            # (B, 1)
     unclipped = -advantages * ratio

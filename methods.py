@@ -31,7 +31,7 @@ METHODS = {
     "remax":        ("greedy",    "reinforce", "seq-sum",    None, None, "reward", 0.01, "keep"),
     "reinforce":    ("none",      "reinforce", "seq-sum",    None, None, "reward", 0.01, "keep"),
 }
-ROUNDS = 3      # of prompts per step, at most, where groups without signal are replaced
+ROUNDS = 3      # batches of prompts per step, at most, where groups without signal are replaced
 
 
 @dataclass(kw_only=True)
@@ -65,6 +65,7 @@ class MethodConfig(RLConfig):
         if self.minibatches is None:
             self.minibatches = 1 if self.loss == "reinforce" else 2
         self.clip_range = self.clip_low, self.clip_high
+        self.rounds = ROUNDS if self.no_signal == "replace" else 1
         # With one update per step the policy is still the one that sampled, and the ratio is 1.
         # Then old log-probs serve for nothing but a KL penalty in the reward. To do without saves
         # a tenth of a step. (The sampler's own are no substitute: decoding with a KV cache rounds
@@ -122,7 +123,7 @@ def sample_until_signal(config, answer, batch, step):
 
     DAPO's dynamic sampling (Yu et al. 2025, arXiv:2503.14476)."""
     rollouts, all_rewards = [], []
-    for i in range(step * ROUNDS, (step + 1) * ROUNDS):
+    for i in range(step * config.rounds, (step + 1) * config.rounds):
         examples = repeat_each(batch(i), config.group_size)
         rollout, rewards = answer(examples, i, config.temperature)
         rollouts.append(rollout)

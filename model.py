@@ -1,7 +1,7 @@
 """A decoder-only Transformer: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
 
-This is Llama and Mistral; with biases on q, k and v it is Qwen2, with norms on q and k Qwen3.
-Parameters carry Hugging Face's names, so that a checkpoint needs no translation. Without dropout,
+This is Llama, and Mistral without a sliding window; with biases on q, k and v it is Qwen2, with
+norms on q and k Qwen3. Parameters carry Hugging Face's names, but for a prefix. Without dropout,
 train and eval mode compute the same function, so that the ratio of a fresh rollout is 1. Padding is
 on the right, where a causal model never looks: no attention masks and no position ids.
 
@@ -240,6 +240,9 @@ class Transformer(nn.Module):
         With a cache: first the prompts, right-padded; then one token per row and call, at its own
         position, positions (B, 1), which attends to all tokens before it."""
         x = self.embed_tokens(tokens)
+        if cache and cache.length and (positions is None or tokens.shape[1] > 1):
+            raise ValueError(f"{tokens.shape[1]} tokens per row after the prompts: expected one, "
+                             "and its position")
         if positions is None:
             T = tokens.shape[1]
             if T > self.config.max_seq_len:

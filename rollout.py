@@ -16,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from losses import entropy, gather_log_probs
 from model import KVCache
 
-# So many logits at a time, whatever the vocabulary: 64 MiB, and 512 MiB on a GPU. Smaller chunks
-# cost time: in the backward pass each adds a gradient of the head's weight to the others'.
+# So many logits at a time: 64 MiB, on a GPU 512. Each chunk adds a gradient of the head's weight.
 LOGITS_AT_ONCE = 2 ** 24
 LOGITS_AT_ONCE_GPU = 2 ** 27
 ASK_EVERY_GPU = 8   # tokens: asking which rows have ended makes the host wait for its GPU
@@ -214,6 +213,8 @@ def score_actions(score, models, tokens, mask, temperature):
     that memory doesn't grow with vocabulary * batch * length."""
     if temperature <= 0:
         raise ValueError(f"temperature {temperature}: expected a number above 0")
+    if mask.shape != tokens.shape:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, tokens {tuple(tokens.shape)}")
     mask = mask.bool()
     row, t = mask.nonzero(as_tuple=True)                                                # (N,)
     if (t == 0).any():

@@ -92,7 +92,8 @@ def verify_answer(prompt: str, completion: str) -> float:
         raise ValueError(f"found the prompt {prompt!r}, expected a sum such as '17+58+23=' or a "
                          "product such as '37*84='")
     answer = re.split(r"</think>|\]", completion)[-1].strip()
-    if not re.fullmatch(r"[0-9]{1,9}", answer):
+    # Of more digits Python may refuse to make a number.
+    if not re.fullmatch(r"[0-9]{1,1000}", answer):
         return 0.0
     return float(int(answer) == right_answer(prompt))
 
@@ -106,8 +107,9 @@ def task_reward(prompts: list[str], completions: list[str], **columns) -> list[f
 
 def calculate(text: str) -> str:
     """`37*84` -> `3108`. At most four whole numbers of six digits, + - and *; else `error`."""
+    is_torn = re.search("[0-9] +[0-9]", text)
     text = text.replace(" ", "")
-    if not re.fullmatch(r"[0-9]{1,6}([-+*][0-9]{1,6}){0,3}", text):
+    if is_torn or not re.fullmatch(r"[0-9]{1,6}([-+*][0-9]{1,6}){0,3}", text):
         return "error"
     result = 0
     for sign, product in re.findall(r"([-+]?)([0-9*]+)", text):

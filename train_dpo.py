@@ -11,9 +11,9 @@ which π is the optimal policy under a KL penalty, so fitting preferences fits t
 Losses on pairs ask for differences, which grow as well when chosen answers lose less than rejected
 ones and the rest goes to tokens that neither has: sampled answers then break. So the chosen
 answers' NLL is added, averaged over all their tokens (RPO, Pang et al. 2024, arXiv:2404.19733,
-averages over each answer first). With --nll-coef 0, DPO's and SimPO's losses are their papers'
-alone. IPO's is on log-probs averaged over each answer, where its paper sums them. ORPO's is no
-longer its paper's, which has that NLL. KTO, which has no pairs, does without.
+averages over each answer first). --nll-coef 0 leaves it out: then DPO's and SimPO's losses are
+their papers', and ORPO's is not, whose paper has the NLL. IPO's is on log-probs averaged over each
+answer, where its paper sums them. KTO, which has no pairs, does without the NLL.
 
 On the built-in task the pairs are the SFT model's own samples, as for the reward model. The
 reference never moves and is the model at the start, so its log-probs are taken once, before

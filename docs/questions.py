@@ -645,17 +645,18 @@ PPO = [
         errata=[14, 15, 16]),
     Question(
         question="What keeps a critic from doing harm?",
-        answer=("Start it from the reward model, which already knows what is good. Let it learn "
-                "alone for the first steps (warm-up). Give it a higher learning rate than the "
-                "actor. Make its targets from raw advantages, not whitened ones. Use λ near 1. "
-                "Value clipping is a habit from games; it may be left out."),
+        answer=("Start it from the model that gives the rewards: it already knows what is good. "
+                "From another one its values begin in another unit. Let it learn alone for the "
+                "first steps (warm-up). Give it a higher learning rate than the actor. Make its "
+                "targets from raw advantages, not whitened ones. Use λ near 1. Value clipping is "
+                "a habit from games; it may be left out."),
         follow_up=("Which curves tell? The value error in units of reward; late in a run "
                    "explained variance says little."),
         wrong=("“A dead critic shows in the reward.” Whitening subtracts a baseline as well, so "
                "that PPO may learn all the same."),
         question_zh="怎样不让价值模型帮倒忙？",
-        answer_zh=("从奖励模型初始化，它已经知道什么是好；先单独训练几步（预热）；学习率比策略模"
-                   "型高；目标用未白化的优势计算；λ 接近 1。价值裁剪是从游戏里沿用的习惯，可以不"
+        answer_zh=("从给奖励的那个模型初始化，它已经知道什么是好；换成别的模型，价值一开始单位就不"
+                   "对；先单独训练几步（预热）；学习率比策略模型高；目标用未白化的优势计算；λ 接近 1。价值裁剪是从游戏里沿用的习惯，可以不"
                    "要。"),
         follow_up_zh="看什么曲线？看以奖励为单位的价值误差；训练后期解释方差说明不了什么。",
         wrong_zh="“价值模型不学，奖励就上不去。”白化也减掉一个基线，PPO 可能照样学会。",
@@ -665,13 +666,17 @@ PPO = [
         tests=["test_scripts.py::test_ppo_hands_the_right_tensors_on",
                "test_scripts.py::test_the_critic_starts_as_told"],
         why="d.14, e.11",
-        numbers=("With λ = 0, PPO ends at {lambda/critic from the policy, λ = 0/sampled} with a "
-                 "critic that starts from nothing, at "
-                 "{lambda/critic from the reward model, λ = 0/sampled} with the reward model as "
-                 "its start (<seeds of lambda>)."),
-        numbers_zh=("λ = 0 时，价值模型从零开始，PPO 止于 "
-                    "{lambda/critic from the policy, λ = 0/sampled}；从奖励模型开始，止于 "
-                    "{lambda/critic from the reward model, λ = 0/sampled}（<seeds of lambda>）。")),
+        numbers=("On the verifier, with λ = 0, PPO ends at "
+                 "{lambda/critic from the policy, λ = 0/sampled} with a critic that starts from "
+                 "nothing, at {lambda/critic from the reward model, λ = 0/sampled} with the reward "
+                 "model as its start, whose scores have another unit. With λ = 0.95 the two end at "
+                 "{lambda/critic from the policy, λ = 0.95/sampled} and "
+                 "{lambda/critic from the reward model, λ = 0.95/sampled} (<seeds of lambda>)."),
+        numbers_zh=("奖励来自校验器，λ = 0 时，价值模型从零开始，PPO 止于 "
+                    "{lambda/critic from the policy, λ = 0/sampled}；从奖励模型开始（分数的单位不"
+                    "同），止于 {lambda/critic from the reward model, λ = 0/sampled}。λ = 0.95 时，"
+                    "两者止于 {lambda/critic from the policy, λ = 0.95/sampled} 和 "
+                    "{lambda/critic from the reward model, λ = 0.95/sampled}（<seeds of lambda>）。")),
     Question(
         question="How does A2C differ from PPO?",
         answer=("A2C makes one update per batch, with −A log π. PPO makes several, with the "
@@ -1143,7 +1148,7 @@ GROUPS = [
                     "{group_size/G = 64/no_signal}（<seeds of group_size>）。")),
     Question(
         question="What if the samples are poor: all wrong, or all right?",
-        answer=("A group whose rewards are all equal has advantages of 0 and teaches nothing. "
+        answer=("A group whose rewards are all equal has advantages of 0: its KL term is left. "
                 "Leave such groups out, or replace them by other prompts (DAPO's dynamic "
                 "sampling); choose prompts of middling difficulty; take more samples, partial "
                 "rewards, or more SFT first."),

@@ -6,7 +6,7 @@
 The expectation is estimated by sampling: answer many problems, and push up the log-probability of
 every token by the reward of its answer. Nothing says which of the tokens were good.
 The loss is what has -∇J for a gradient. It is divided by the number of tokens, not of answers:
-that scales the gradient, and Adam's step does not depend on its scale.
+that scales the gradient, and Adam's step does not depend on a scale that changes slowly.
 """
 import sys
 from pathlib import Path

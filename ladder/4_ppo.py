@@ -5,7 +5,7 @@
 
 Sampling is expensive, so each batch is used EPOCHS times. After the first update the answers are
 no longer the policy's own, but those of π_old: the ratio ρ corrects that. At ρ = 1 the gradient is
-that of the rung below. The clip ends it for a token whose probability has moved by ε in the
+that of the rung below. The clip ends it for a token whose ρ has moved from 1 by more than ε in the
 direction of its advantage; min keeps it where the move was in the wrong direction.
 Left out: mini-batches, whitened advantages, a clip of the values. train_ppo.py has them.
 """

@@ -8,7 +8,7 @@ The mean of other answers to the same prompt says what to expect of it, as a cri
 no network. Where a program checks answers, no reward model is needed either: of four models two are
 left. The KL penalty moves from the reward into the loss, as the estimator k3, which is never
 negative. What is lost is the credit for single tokens, and every group whose answers are all right
-or all wrong: its advantages are 0, and it teaches nothing.
+or all wrong: its advantages are 0, and of its loss only the KL penalty is left.
 """
 import copy
 import sys

@@ -32,6 +32,7 @@ class RLConfig(RunConfig):
     aggregate: ClassVar[str] = "token-mean"
     importance_cap: ClassVar[float] = 0.0
     group_size: ClassVar[int] = 1
+    rounds: ClassVar[int] = 1                       # batches of prompts per step, at most
     task: str = setting("sums", "the built-in task; products may ask a calculator",
                         choices=tuple(TASKS))
     environment: str = setting(
@@ -94,7 +95,7 @@ class RLConfig(RunConfig):
             refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
         if not self.kl_target:
             refuse(given, "kl_horizon", why="without --kl-target")
-        answers = self.prompts_per_step * self.group_size
+        answers = self.rounds * self.prompts_per_step * self.group_size
         if self.kl_target and self.kl_horizon <= 0.2 * answers:
             raise UserError(f"--kl-horizon {self.kl_horizon}: β would fall to 0 and stay there, "
                             f"expected over {0.2 * answers:g}, a fifth of a step's answers")

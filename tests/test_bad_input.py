@@ -260,6 +260,9 @@ CASES = [
     # Flags that have no effect.
     *every([GRPO, PPO], ["--kl-target", "1", "--kl-horizon", "51"], "--kl-horizon 51.0: β would "
            "fall to 0 and stay there, expected over 51.2, a fifth of a step's answers"),
+    # Where groups are replaced, a step may have three times as many answers.
+    (GRPO, ["--method", "dapo", "--kl-coef", "0.1", "--kl-target", "1", "--kl-horizon", "153"],
+     "--kl-horizon 153.0: β would fall to 0 and stay there, expected over 153.6"),
     *every([GRPO, PPO], ["--kl-horizon", "100"], "--kl-horizon has no effect without --kl-target"),
     *[(script, ["--kl-coef", "0", *flags], f"{flags[0]} has no effect where --kl-coef is 0")
       for script in (GRPO, PPO)

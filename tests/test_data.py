@@ -65,6 +65,11 @@ def test_verifier(completion, right):
     assert verify_answer("17+58+23=", completion) == right
 
 
+def test_a_right_answer_may_be_long():
+    assert verify_answer("999999*999999=", "999998000001") == 1
+    assert verify_answer("999999*999999=", "999998000002") == 0
+
+
 @pytest.mark.parametrize("reward", [task_reward, exact_reward])
 def test_a_cut_off_answer_is_never_right(tokenizer, reward):
     examples = [{"prompt": "17+58+23=", "columns": {"answer": 98}}] * 2

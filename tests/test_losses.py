@@ -10,8 +10,9 @@ from advantages import (
     rloo_advantages, token_rewards, whiten)
 from losses import (
     adaptive_kl_coef, aggregate, cispo_loss, count_for, dpo_loss, entropy, gather_log_probs,
-    grpo_loss, gspo_loss, ipo_loss, kl_exact, kl_k1, kl_k2, kl_k3, kto_loss, masked_mean, orpo_loss,
-    policy_gradient_loss, ppo_policy_loss, reward_model_loss, sft_loss, simpo_loss, value_loss)
+    grpo_loss, gspo_loss, ipo_loss, kl_exact, kl_k1, kl_k2, kl_k3, kto_loss,
+    masked_mean, orpo_loss, policy_gradient_loss, ppo_policy_loss, reward_model_loss, sft_loss,
+    simpo_loss, value_loss)
 
 f64 = torch.float64
 
@@ -89,6 +90,12 @@ def test_whiten():
 
 
 # ----------------------------------------------------------------------------------------- averages
+
+def test_returns_of_whole_numbers_are_not_rounded():
+    """A verifier's rewards may be whole numbers; their discounted returns aren't."""
+    returns = discounted_returns(torch.tensor([[0, 0, 1, 7]]), torch.tensor([[1, 1, 1, 0]]), 0.5)
+    assert returns.tolist() == [[0.25, 0.5, 1, 0]]
+
 
 def test_aggregate_modes():
     x, mask = (
@@ -180,6 +187,43 @@ def test_dual_clip_bounds_the_loss():
     assert torch.autograd.grad(loss, logp)[0].item() == 0
 
 
+@pytest.mark.parametrize("function", [
+    ppo_policy_loss, grpo_loss, gspo_loss, cispo_loss, policy_gradient_loss, value_loss])
+def test_what_was_measured_before_the_update_gets_no_gradient(function):
+    """Advantages, old log-probs, old values and returns are numbers: who computes them without
+    no_grad, even as the same tensor as the new ones, gets the same gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, dtype=f64, generator=generator).requires_grad_()
+    weights = torch.randn(2, dtype=f64, generator=generator).requires_grad_()
+    mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
+    arguments = {
+        ppo_policy_loss: lambda x, old, A: (x, old, A, mask),
+        grpo_loss: lambda x, old, A: (x, old, old - 1, A, mask, 0.2, 0.2, 0.1),
+        gspo_loss: lambda x, old, A: (x, old, A, mask),
+        cispo_loss: lambda x, old, A: (x, old, A, mask),
+        policy_gradient_loss: lambda x, old, A: (x, A, mask),
+        value_loss: lambda x, old, A: (x, old, old + A[:, None], mask)}[function]
+    expected = torch.autograd.grad(function(*arguments(x, x.detach(), weights.detach()))[0], x)[0]
+    loss, _ = function(*arguments(x, x, weights))
+    found, of_weights = torch.autograd.grad(loss, (x, weights), allow_unused=True)
+    assert expected.abs().sum() > 0.1 and of_weights is None
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("x", [100.0, math.inf])
+@pytest.mark.parametrize("advantage, loss", [(1.0, -1.2), (0.0, 0.0), (-1.0, 3.0)])
+def test_a_ratio_beyond_float32_is_clipped_like_any(x, advantage, loss):
+    """e^89 is more than a float32 holds. The clip's gradient is 0 there too, and not nan."""
+    logp = torch.zeros(1, 2, requires_grad=True)
+    old_logp = torch.tensor([[-x, 0.0]])
+    mask = torch.tensor([[1, 0]])
+    found, stats = ppo_policy_loss(logp, old_logp, torch.tensor([advantage]), mask, dual_clip=3.0)
+    found.backward()
+    assert found.item() == pytest.approx(loss)
+    assert logp.grad.tolist() == [[0, 0]]
+    assert stats["approx_kl"].isfinite()
+
+
 def test_on_policy_losses_have_the_policy_gradient():
     """At ratio 1 PPO, GRPO, CISPO and A2C have one gradient."""
     generator = torch.Generator().manual_seed(0)
@@ -267,6 +311,20 @@ def test_shapes_that_differ_are_refused():
             call()
     with pytest.raises(ValueError, match="kl_coef is 0.1, but ref_logp is None"):
         grpo_loss(x, x, None, x, mask, kl_coef=0.1)
+
+
+def test_losses_of_whole_answers_refuse_numbers_per_token():
+    """Log-probs that nobody summed, and numbers that would broadcast to a table of all with all."""
+    x = torch.zeros(4, 3)
+    for call in (lambda: dpo_loss(x, x, x, x), lambda: ipo_loss(x, x, x, x),
+                 lambda: simpo_loss(x, x), lambda: orpo_loss(x - 1, x - 1),
+                 lambda: reward_model_loss(x, x),
+                 lambda: kto_loss(x, x, x, torch.tensor(0.0))):
+        with pytest.raises(ValueError, match=r"found shape \(4, 3\), expected \(B,\)"):
+            call()
+    row = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"found shape \(4, 4\), expected \(B,\)"):
+        kto_loss(row, row, row, torch.zeros(4, 1))
 
 
 # --------------------------------------------------------------------------------------- the others

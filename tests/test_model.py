@@ -94,6 +94,19 @@ def test_too_many_tokens_are_refused(model):
         model(torch.zeros(1, 33, dtype=torch.long))
 
 
+@pytest.mark.parametrize("n_new, positions", [(2, [[3, 4]]), (1, None)])
+def test_a_filled_cache_takes_one_token_at_its_position(n_new, positions):
+    """Two at once would see each other, one without a position would be turned as the first."""
+    model = Transformer(ModelConfig(11, 16, 1, n_heads=4, n_kv_heads=1, ffn_dim=16))
+    cache = KVCache(model.config, torch.tensor([3]), 5, torch.float32)
+    positions = positions and torch.tensor(positions)
+    message = f"{n_new} tokens per row after the prompts: expected one, and its position"
+    with torch.no_grad():
+        model.hidden(torch.tensor([[1, 2, 3]]), cache)
+        with pytest.raises(ValueError, match=message):
+            model.hidden(torch.tensor([[4, 5]])[:, :n_new], cache, positions)
+
+
 def test_tied_and_untied_embeddings():
     sizes = dict(vocab_size=11, dim=8, n_layers=1, n_heads=2, n_kv_heads=1, ffn_dim=8)
     tied, untied = (

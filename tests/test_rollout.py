@@ -1,5 +1,7 @@
 """Sampling and scoring: what is sampled is what is scored, and nothing depends on the batch around
 a row."""
+import re
+
 import pytest
 import torch
 
@@ -199,6 +201,14 @@ def test_first_token_cannot_be_an_action(model, batch):
     mask[1, 0] = True
     with pytest.raises(ValueError, match="first token"):
         token_log_probs(model, tokens, mask)
+
+
+def test_a_mask_of_another_shape_is_refused(model, batch):
+    tokens, mask = batch
+    for wrong in (mask[:1], mask[:, :-1]):
+        with pytest.raises(ValueError, match=re.escape(
+                f"mask has shape {tuple(wrong.shape)}, tokens {tuple(tokens.shape)}")):
+            token_log_probs(model, tokens, wrong)
 
 
 def test_exact_kl(model, batch):
