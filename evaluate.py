@@ -174,12 +174,14 @@ def main(argv=None) -> None:
         reference = load_reference(path, config, run, model, tokenizer, length)
 
     start = partial(start_environment, config, tokenizer)
-    greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
-                       micro_batch_tokens=config.micro_batch_tokens, start=start)
     repeated = repeat_each(examples, config.samples)
-    sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
-                               config.temperature, torch_rng(0, 0, "evaluation"),
-                               config.micro_batch_tokens, start)
+    # Nor must what the user's functions print.
+    with contextlib.redirect_stdout(sys.stderr):
+        greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
+                           micro_batch_tokens=config.micro_batch_tokens, start=start)
+        sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
+                                   config.temperature, torch_rng(0, 0, "evaluation"),
+                                   config.micro_batch_tokens, start)
     result = {"model": str(path), "problems": len(examples), "greedy": mean_reward(greedy),
               **summary(sampled, config.samples, tokenizer)}
     if reference is not None:

@@ -13,7 +13,8 @@ from rollout import Rollout
 from support.cli import UserError
 from support.data import encode_turns, holds_messages
 from support.parallel import gather_dict
-from support.rewards import columns_of, load_function, place_of, where_it_failed
+from support.rewards import (columns_of, keep_process_settings, load_function, name_of, place_of,
+                             where_it_failed)
 from task import Calculator
 
 # After so many seconds, people are told what it is that they wait for.
@@ -69,7 +70,7 @@ class Conversations:
 
     def __init__(self, function, tokenizer, examples: list[dict], max_turns: int):
         self.function = function
-        self.name = getattr(function, "__name__", repr(function))
+        self.name = name_of(function)
         self.tokenizer = tokenizer
         self.examples = examples
         self.max_turns = max_turns
@@ -109,11 +110,12 @@ class Conversations:
         patience.daemon = True
         patience.start()
         try:
-            given = self.function(conversations, **columns_of(examples))
-            is_list = isinstance(given, Iterable) and not isinstance(given, (str, dict))
-            # A generator runs only now.
-            given = list(given) if is_list else given
-        except Exception as error:
+            with keep_process_settings():
+                given = self.function(conversations, **columns_of(examples))
+                is_list = isinstance(given, Iterable) and not isinstance(given, (str, dict, set))
+                # A generator runs only now.
+                given = list(given) if is_list else given
+        except (Exception, SystemExit) as error:
             raise UserError(f"the environment {self.name} failed {where_it_failed(error)}, "
                             f"on {places[:60]}", status=1) from error
         finally:

@@ -1,6 +1,9 @@
 """Rewards: --reward verifier, exact, or a function of the user's."""
+import asyncio
+import contextlib
 import copy
 import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -71,12 +74,14 @@ def normalize(answer: str) -> str | Decimal:
 
 
 def read_right_answer(answer: str | int | float) -> str | Decimal:
-    """Of the column `answer`, what `normalize` makes of it.
+    """Of the column `answer`, what `normalize` makes of it, "" if it is no answer.
 
     It is a number, or a text that may state its answer as a completion does (GSM8K's end in
     "#### 72")."""
     if not isinstance(answer, str):
-        return Decimal(str(answer))
+        number = Decimal(str(answer))
+        # JSON as Python reads it may hold NaN and Infinity, and no completion equals them.
+        return number if number.is_finite() else ""
     stated = find_stated_answer(answer)
     return normalize(answer if stated is None else stated)
 
@@ -120,7 +125,8 @@ def load_function(flag: str, spec: str, expected: str):
     if not file or not Path(file).is_file():
         raise ValueError(f"{flag} {spec}: expected {expected} with a file that exists")
     try:
-        module = import_file(file)
+        with keep_process_settings():
+            module = import_file(file)
     except (Exception, SystemExit) as error:
         raise ValueError(f"{flag} {spec}: importing {file} failed: {error!r}") from error
     function = getattr(module, name, None)
@@ -139,6 +145,24 @@ def import_file(file: str):
     sys.modules[module_name] = module
     loader.exec_module(module)
     return module
+
+
+@contextlib.contextmanager
+def keep_process_settings():
+    """Around a user's code: what it may have changed for the whole process is put back.
+
+    Scripts often switch gradients off, or go to another directory, where they begin."""
+    dtype = torch.get_default_dtype()
+    with contextlib.chdir("."), torch.set_grad_enabled(torch.is_grad_enabled()):
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def name_of(function) -> str:
+    """How an error names a user's function, or an object that can be called."""
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def as_float(score) -> float:
@@ -168,7 +192,7 @@ def reward_answers(reward, examples: list[dict], answers: list[list[int]], finis
     Errors: UserError with status 1, naming the function, and the file and line where it failed or
     the answer to which it gave no number."""
     texts = [tokenizer.decode(ids, skip_special=True) for ids in answers]
-    name = getattr(reward, "__name__", repr(reward))
+    name = name_of(reward)
 
     if completions is None:
         completions = [text if isinstance(example["prompt"], str)
@@ -200,10 +224,16 @@ def _call_reward(reward, name: str, examples: list[dict], completions: list,
     # All answers of a group have one row of the data, which a function may change.
     prompts = [copy.deepcopy(example["prompt"]) for example in examples]
     try:
-        given = reward(prompts, completions, **columns_of(examples), finished=finished)
-        # A generator runs only now.
-        return list(given) if isinstance(given, Iterable) else [given]
-    except Exception as error:
+        with keep_process_settings():
+            given = reward(prompts, completions, **columns_of(examples), finished=finished)
+            # TRL takes an `async def` as well.
+            if inspect.iscoroutine(given):
+                given = asyncio.run(given)
+            # Of these, one would count the keys, or lose the order.
+            has_order = isinstance(given, Iterable) and not isinstance(given, (dict, set))
+            # A generator runs only now.
+            return list(given) if has_order else [given]
+    except (Exception, SystemExit) as error:
         raise UserError(f"the reward function {name} failed {where_it_failed(error)}",
                         status=1) from error
 

@@ -461,8 +461,12 @@ class Run:
         except (OSError, RuntimeError, SafetensorError) as error:
             if name.endswith(".unfinished"):
                 remove(file)
-            raise UserError(f"{file}: can't be written: {first_line(error)}; "
-                            "the last checkpoint stands for --resume", status=1) from error
+            # torch.save tells of a full disk by a place in its archive alone.
+            hidden = error.__context__
+            reason = first_line(hidden if isinstance(hidden, OSError) else error)
+            has_checkpoint = (self.path / "checkpoint.pt").exists()
+            stands = "; the last checkpoint stands for --resume" if has_checkpoint else ""
+            raise UserError(f"{file}: can't be written: {reason}{stands}", status=1) from error
 
     def steps(self):
         """The steps that are left, from 0 on, with a progress bar that shows the time left.

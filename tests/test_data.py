@@ -600,6 +600,65 @@ def test_rewards_may_be_any_numbers(tokenizer):
     assert all(type(score) is float for score in given)
 
 
+@pytest.mark.parametrize("given", [{0: 0.5, 1: 0.5}, {0.25, 0.75}], ids=lambda x: type(x).__name__)
+def test_rewards_without_an_order_are_refused(tokenizer, given):
+    """The keys of a dict are no rewards, and a set's values stand in any order."""
+    with pytest.raises(UserError, match="gave 1 values for 2 answers"):
+        reward_answers(lambda *two, **columns: given, [{"prompt": "a"}] * 2, [[7]] * 2, [True] * 2,
+                       tokenizer)
+
+
+def test_an_async_reward_function_is_awaited(tokenizer):
+    async def f(prompts, completions, **columns):
+        return [len(text) for text in completions]
+    given = reward_answers(f, [{"prompt": "a"}] * 2, [[7], [7, 8]], [True] * 2, tokenizer)
+    assert given == [1.0, 2.0]
+
+
+def test_a_users_code_ends_no_run_and_changes_no_setting_of_it(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reward.py").write_text("""import os, sys, torch
+def change():
+    torch.set_grad_enabled(False)
+    torch.set_default_dtype(torch.float64)
+    os.chdir("/")
+change()
+def f(prompts, completions, **columns):
+    change()
+    return [1.0]
+def ends(prompts, completions, **columns):
+    sys.exit(0)
+""")
+
+    def settings():
+        return torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd()
+    before = settings()
+    one = [{"prompt": "a"}], [[7]], [True], tokenizer
+    f, ends = (load_reward(f"reward.py:{name}", "") for name in ("f", "ends"))
+    assert settings() == before
+    assert reward_answers(f, *one) == [1.0] and settings() == before
+    with pytest.raises(UserError, match=r"ends failed at .*reward.py, line 11: SystemExit\(0\)"):
+        reward_answers(ends, *one)
+
+
+def test_an_object_that_rewards_is_named_by_its_class(tokenizer):
+    """The repr of a torch module has many lines."""
+    class Judge(torch.nn.Sequential):
+        def forward(self, prompts, completions, **columns):
+            return [math.nan]
+    with pytest.raises(UserError, match="^the reward function Judge gave nan"):
+        reward_answers(Judge(torch.nn.ReLU()), [{"prompt": "a", "line": 1}], [[7]], [True],
+                       tokenizer)
+
+
+@pytest.mark.parametrize("answer", ["NaN", "-Infinity", "1e999"])
+def test_an_answer_that_nothing_equals_is_refused(tmp_path, tokenizer, answer):
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"prompt": "a", "answer": %s}' % answer)
+    with pytest.raises(ValueError, match="line 1: answer is -?(NaN|Infinity), expected text or a"):
+        read_prompts(str(file), "exact", tokenizer, 20)
+
+
 def test_pass_at_k_is_the_chance_that_k_of_n_hold_a_right_one():
     from itertools import combinations
     for n, c, k in ((6, 2, 3), (5, 0, 2), (5, 5, 1), (4, 3, 2)):

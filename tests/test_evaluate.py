@@ -205,3 +205,14 @@ def test_json_is_all_that_stdout_holds(trained, place, tmp_path, capsys):
     evaluate.main([str(trained), "--data", str(tmp_path / "some.jsonl"), *FEW, "--json"])
     said = capsys.readouterr()
     assert json.loads(said.out)["problems"] == 4 and "dropped 1 of 61 examples" in said.err
+
+
+def test_what_a_users_code_prints_stands_before_no_json_object(trained, place, tmp_path, capsys):
+    (tmp_path / "loud.py").write_text("""def f(prompts, completions, **columns):
+    print("scoring")
+    return [1.0] * len(prompts)
+""")
+    evaluate.main([str(trained), "--data", str(place / "sft.jsonl"), *FEW, "--json",
+                   "--reward", f"{tmp_path / 'loud.py'}:f"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["greedy"] == 1.0 and "scoring" in said.err

@@ -207,6 +207,19 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_survives(
     assert result(run) == whole
 
 
+@pytest.mark.parametrize("size", [100, 7000, 20000])
+def test_a_disk_that_is_full_from_the_start_says_so_and_promises_nothing(
+        place, tmp_path, capsys, size):
+    """torch.save says "unexpected pos 4352 vs 4246" of it."""
+    run, (soft, hard) = tmp_path / "run", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        status, error = stopped(lambda: train_grpo.main(flags(place, run)), capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 1 and error.endswith("can't be written: [Errno 27] File too large\n")
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
         place, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
