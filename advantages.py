@@ -38,7 +38,7 @@ def discounted_returns(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Ten
     """G_t = r_t + γ G_{t+1}, the Monte Carlo return. (B, T) -> (B, T). Sutton & Barto, eq. 3.9."""
     _same_shape(rewards=rewards, mask=mask)
     mask = mask.bool()
-    returns = torch.zeros_like(gamma * rewards)
+    returns = torch.zeros_like(1.0 * rewards)                       # which may be whole numbers
     running = torch.zeros_like(returns[:, 0])                       # (B,)
     for t in reversed(range(rewards.shape[1])):
         return_t = rewards[:, t] + gamma * running

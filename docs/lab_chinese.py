@@ -335,9 +335,10 @@ CHINESE = {
     "length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers that the "
     "policy sampled to learn from; with DPO and its relatives, those that its pairs were found "
     "among. seconds: of processor time, of the training script. models: full models in memory "
-    "while it trains.":
+    "while it trains; DPO's reference is gone by then, its log-probs were taken before.":
         "长度：每个回答的 token 数。与 SFT 的 KL：精确值，每个回答的 nats。样本数：策略为学习而采样的回答数；"
-        "DPO 一类方法，是从中找出偏好对的回答数。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数。",
+        "DPO 一类方法，是从中找出偏好对的回答数。秒：训练脚本的处理器时间。模型数：训练时内存里完整模型的个数；"
+        "DPO 的参考模型那时已经不在，它的对数概率事先算好。",
     "The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best evaluation "
     "(the one at which the other seeds are best) and at the end:":
         "奖励模型对留出的偏好对，排序正确的比例为 {}。用它打分的 PPO（RM），在最好的一次评估（其他种子最好的那一次）和最后一次：",

@@ -274,7 +274,8 @@ def results_page(rows: list[dict], say=str) -> str:
         say("length: tokens per answer. kl to sft: exact, in nats per answer. samples: answers "
             "that the policy sampled to learn from; with DPO and its relatives, those that its "
             "pairs were found among. seconds: of processor time, of the training script. models: "
-            "full models in memory while it trains."),
+            "full models in memory while it trains; DPO's reference is gone by then, its "
+            "log-probs were taken before."),
         f"{say(RIGHT[0])}{say(': ')}{against(sampled, 'GRPO', say)}",
         say("The reward model ranks {} of held-out pairs right. PPO on it (RM), at its best "
             "evaluation (the one at which the other seeds are best) and at the end:").format(
