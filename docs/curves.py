@@ -175,7 +175,7 @@ def draw(folder: Path = PICTURES) -> None:
         figure.suptitle(title, fontsize=12)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
                       ncols=len(runs), fontsize=10, frameon=False)
-        save_figure(figure, folder / f"{file}.png", [rows, FIGURES[file], draw], dpi=85)
+        save_figure(figure, folder / f"{file}.png", [rows, FIGURES[file], draw], dpi=83)
         plt.close(figure)
 
 

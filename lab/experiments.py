@@ -210,6 +210,7 @@ EXPERIMENTS = {
             "(7) PPO and A2C begin later: for two steps only the critic learns, and λ = 0.95 "
             "carries a sixth of a reward over 35 tokens."),
         settings="a model a third as large, 64 answers per step, 30 steps, learning rate 5e-5",
+        seeds=5,
         draws=True),
     "credit": Experiment(
         "PPO's critic: does V fall at the token where an addition goes wrong?",
