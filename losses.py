@@ -65,6 +65,7 @@ def count_for(mask: Tensor, mode: str = "token-mean", length: int | None = None)
 def aggregate(x: Tensor, mask: Tensor, mode: str = "token-mean",
               denominator: Tensor | float | None = None) -> Tensor:
     """One number from (B, T). With no action at all it is 0.
+
     token-mean  Σ_bt x / Σ_bt mask      every token weighs the same (DAPO, arXiv:2503.14476)
     seq-mean    Σ_b mean_t(x_b) / rows  every answer weighs the same: a long one's token less (GRPO)
     seq-sum     Σ_bt x / (B T)          a constant divides, such as B * max_new_tokens, given as
@@ -183,9 +184,7 @@ def _per_token(advantages, mask):
 def _log_ratio(logp, old_logp, mask):
     """log π(a|s) - log π_old(a|s), 0 off the mask. (B, T)"""
     logp, old_logp = _on_mask(mask, logp=logp, old_logp=old_logp.detach())
-    # e^89 is inf in float32, whose gradient is nan even where the clip makes it 0.
-    log_ratio = logp - old_logp
-    return log_ratio.clamp(max=80)
+    return logp - old_logp
 
 
 def _ratio_stats(log_ratio, is_clipped, mask):
