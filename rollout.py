@@ -235,7 +235,7 @@ def score_actions(score, models, tokens, mask, temperature):
     if len(actions) <= size:
         results = score_chunk(actions, *states)
     else:
-        parts = [checkpoint(score_chunk, *chunk, use_reentrant=False)
+        parts = [checkpoint(score_chunk, *chunk, use_reentrant=False, preserve_rng_state=False)
                  for chunk in zip(*(x.split(size) for x in (actions, *states)))]
         results = [torch.cat(part) for part in zip(*parts)]
     return [x.new_zeros(mask.shape).masked_scatter(mask, x) for x in results]
