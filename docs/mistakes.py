@@ -255,8 +255,8 @@ from a full forward. With both in
 
 What mistake {tool} does in forty steps, [`docs/tool.py`](tool.py) shows for three \
 seeds: the policy learns to ask, but later, and
-moves five times as far from its reference ([figure](tool/tool.png); 0.95 nats a token instead of \
-0.20, over what was trained on).
+moves four times as far from its reference ([figure](tool/tool.png); 0.93 nats a token instead of \
+0.23, over what was trained on).
 
 ## <a id="the-runs"></a>The runs
 
@@ -281,8 +281,8 @@ where products are asked, from
 * **dropout，或参考模型处于训练模式**：这里的模型没有 dropout。
 
 错误 {tool} 在四十步里有什么影响，[`docs/tool.py`](tool.py) 用三个种子展示：策略也学会了提问，\
-但更晚，而且离参考模型远了五倍（[图](tool/tool.png)；在被训练的 token 上，每个 token 0.95 nats，\
-正确时为 0.20）。
+但更晚，而且离参考模型的距离是四倍（[图](tool/tool.png)；在被训练的 token 上，每个 token 0.93 nats，\
+正确时为 0.23）。
 
 ## <a id="the-runs"></a>这些运行
 

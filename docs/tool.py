@@ -4,10 +4,9 @@
                                      docs/tool/runs.csv and draws docs/tool/tool.png
     python docs/tool.py --figures    draws from runs.csv: no runs
 
-All runs together: about half an hour on one CPU core; SFT takes 200 steps here, and 50 steps of
-GRPO take 100 seconds. What ran to its end is not run again. At step 5 GRPO is at 0.53 ± 0.08 right
-when sampled, and with the mistake at 0.30 ± 0.07, as it also learns to guess products that nobody
-asks it for.
+All runs together: about a quarter of an hour on one CPU core; SFT takes 200 steps here. What ran
+to its end is not run again. At step 5 GRPO is at 0.53 ± 0.08 right when sampled, and with the
+mistake at 0.30 ± 0.07, as it also learns to guess products that nobody asks it for.
 """
 import csv
 import sys
