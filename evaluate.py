@@ -130,7 +130,7 @@ class Config:
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting(
-        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given",
+        "", "of the matrix products; if not given, bfloat16 on a GPU that has it, else float32",
         choices=("", "float32", "bfloat16"))
     decode_graph: bool = setting(False, DECODE_GRAPH)
     json: bool = setting(False, "print one JSON object and nothing else")

@@ -77,8 +77,8 @@ class RunConfig:
     save_every: int = setting(20, "steps between checkpoints; 0: only at the end", low=0)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting(
-        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given; float32 on "
-        "a GPU is exact (no TF32), and many times slower",
+        "", "of the matrix products; if not given, bfloat16 on a GPU that has it (not T4, V100), "
+        "else float32, which on a GPU is exact (no TF32), and many times slower",
         choices=("", "float32", "bfloat16"))
     resume: bool = setting(False, "continue the run in --out from its last checkpoint")
     overwrite: bool = setting(False, "remove the run that --out holds, and nothing else in it")

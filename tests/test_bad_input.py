@@ -300,7 +300,8 @@ CASES = [
            "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
     # Devices.
     *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"),
-    (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
+    (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here, expected cuda, mps or "
+     "cpu (torch: "),
     # Data.
     *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
