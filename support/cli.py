@@ -221,6 +221,8 @@ def script(main) -> None:
     Under torchrun, a process whose peer has ended fails as well: the first one to fail says why,
     and it alone."""
     # It imports torch, which not all that takes something from this file needs.
+    import torch
+
     from support import parallel
     store = parallel.join_processes()
     if parallel.rank() > 0:
@@ -232,15 +234,18 @@ def script(main) -> None:
         sys.exit(status)
 
     name = Path(sys.argv[0]).name
+    # The other scripts have no --resume.
+    advice = f": {GO_ON}" if name.startswith("train_") else ""
     try:
         with quiet_pipe():
             main()
     except UserError as error:
         end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
-        # The other scripts have no --resume.
-        advice = f": {GO_ON}" if name.startswith("train_") else ""
         end(f"\nstopped at once{advice}", 130)
+    except torch.OutOfMemoryError as error:
+        end(f"\n{name}: error: the GPU's memory is full: a smaller --micro-batch-tokens takes less, "
+            f"and so does --grad-checkpoint{advice} (torch: {first_line(error)})", 1)
     except RuntimeError as error:
         if not parallel.is_lost_peer(error):
             raise
