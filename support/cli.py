@@ -61,6 +61,7 @@ class RunConfig:
     # The scripts that have these settings make fields of them.
     task: typing.ClassVar[str] = "sums"
     environment: typing.ClassVar[str] = ""
+    answers_per_step: typing.ClassVar[int] = 1
     out: str = setting("", "the run directory; runs/<algorithm> if not given, and "
                        "runs/<algorithm>_products of that task (or of another)")
     model: str = setting("", "a Hugging Face or run directory to start from, or OWNER/NAME on "
