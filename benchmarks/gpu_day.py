@@ -5,8 +5,8 @@
     python benchmarks/gpu_day.py --tiny --device cpu     a rehearsal with small sizes, without a GPU
 
 Every check prints one line of JSON, `--out FILE` keeps them as well, and one that fails costs no
-other; its traceback goes to stderr. Where there is a right result a line says whether it was met: "ok". Minutes are estimates for
-one H100, made without one.
+other; its traceback goes to stderr. Where there is a right result a line says whether it was met:
+"ok". Minutes are estimates for one H100, made without one.
 
     parity   4   Every script, method and loss: a float32 run on the GPU has the metrics of the
                  CPU's to 1e-3, and in bfloat16 all are finite. A column that is further off is

@@ -245,8 +245,8 @@ def script(main) -> None:
     except KeyboardInterrupt:
         end(f"\nstopped at once{advice}", 130)
     except torch.OutOfMemoryError as error:
-        end(f"\n{name}: error: the GPU's memory is full: a smaller --micro-batch-tokens takes less, "
-            f"and so does --grad-checkpoint{advice} (torch: {first_line(error)})", 1)
+        end(f"\n{name}: error: the GPU's memory is full: a smaller --micro-batch-tokens takes "
+            f"less, and so does --grad-checkpoint{advice} (torch: {first_line(error)})", 1)
     except RuntimeError as error:
         if not parallel.is_lost_peer(error):
             raise
