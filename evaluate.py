@@ -42,16 +42,16 @@ Answer = tuple[float, list[list[int]], bool]
 
 
 def answer(model, tokenizer, reward, examples: list[dict], max_new_tokens: int, temperature: float,
-           generator=None, micro_batch_tokens: int = 8192,
-           start=None) -> tuple[list[Answer], list[Rollout]]:
+           generator=None, micro_batch_tokens: int = 8192, start=None,
+           rows: int = 1) -> tuple[list[Answer], list[Rollout]]:
     """One answer to each example, and the rollouts that they are of.
 
-    As many rows at a time as the KV cache holds micro_batch_tokens of. start: makes the environment
-    of some examples, see `start_environment`; without it there is none."""
+    As many rows at a time as the KV cache holds micro_batch_tokens of, and at least `rows`. start:
+    makes the environment of some examples, see `start_environment`; without it there is none."""
     answers, rollouts = [], []
     sampler = prepare_for_decoding(model)
     longest = max(len(example["ids"]) for example in examples) + max_new_tokens
-    rows_at_once = max(1, micro_batch_tokens // longest)
+    rows_at_once = max(rows, micro_batch_tokens // longest)
     for first in range(0, len(examples), rows_at_once):
         part = examples[first:first + rows_at_once]
         environment, stop_ids = start(part) if start else (None, tokenizer.stop_ids)
@@ -78,7 +78,9 @@ def evaluate(model, tokenizer, reward, examples: list[dict], config,
     noise is the same every time: evaluations differ by the model only."""
     answer_all = partial(answer, model, tokenizer, reward, examples, config.max_new_tokens,
                          micro_batch_tokens=config.micro_batch_tokens,
-                         start=partial(start_environment, config, tokenizer))
+                         start=partial(start_environment, config, tokenizer),
+                         # A step's rollout fits: a GPU samples it in the time of a few rows.
+                         rows=config.answers_per_step)
     greedy, _ = answer_all(temperature=0.0)
     sampled, _ = answer_all(temperature=config.temperature,
                             generator=torch_rng(0, 0, "evaluation"))
@@ -130,7 +132,7 @@ class Config:
     micro_batch_tokens: int = setting(8192, "tokens that go through the model at once", low=1)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting(
-        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given",
+        "", "of the matrix products; if not given, bfloat16 on a GPU that has it, else float32",
         choices=("", "float32", "bfloat16"))
     decode_graph: bool = setting(False, DECODE_GRAPH)
     json: bool = setting(False, "print one JSON object and nothing else")

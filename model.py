@@ -98,13 +98,13 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, prompt_lengths, max_len: int, dtype):
         B, device = len(prompt_lengths), prompt_lengths.device
+        max_len += -max_len % 16        # CUDA's attention copies a bias of any other width
         self.length = 0                                                         # columns filled
         self.data = torch.empty(config.n_layers, 2, B, config.n_kv_heads, max_len, config.head_dim,
                                 device=device, dtype=dtype)
         column = torch.arange(max_len, device=device)
         padding = (column >= prompt_lengths[:, None]) & (column < prompt_lengths.max())   # (B, S)
-        self.bias = torch.zeros(B, 1, 1, max_len, device=device, dtype=dtype)
-        self.bias.masked_fill_(padding[:, None, None], -math.inf)
+        self.bias = torch.where(padding, -math.inf, 0.0).to(dtype)[:, None, None]   # (B, 1, 1, S)
 
     def attend(self, q, k, v, layer: int):
         """As `attend` below, over all so far: k and v are stored in the next T columns."""
@@ -124,7 +124,7 @@ class KVCache:
         """Take the prompts that `other` holds: row rows[i] of this cache is its row source[i]."""
         self.length = other.length
         for mine, theirs in zip(self.data, other.data):                         # (2, B, nkv, S, hs)
-            mine[:, rows, :, :self.length] = theirs[:, source]
+            mine[:, rows, :, :self.length] = theirs[:, source, :, :self.length]
 
     def keep(self, rows):
         """Go on with these rows only. A layer at a time, so that memory need not be doubled."""

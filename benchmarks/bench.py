@@ -23,7 +23,7 @@ from support.pretrained import load_pretrained  # noqa: E402
 @dataclass(kw_only=True)
 class BenchConfig:
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
-    dtype: str = setting("", "float32 on a CPU, bfloat16 on a GPU if not given",
+    dtype: str = setting("", "if not given, bfloat16 on a GPU that has it, else float32",
                          choices=("", "float32", "bfloat16"))
     out: str = setting("", "a JSON file for the numbers")
 

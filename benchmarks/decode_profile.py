@@ -21,7 +21,9 @@ from support.decoding import Decoder
 from support.models import pick_device
 
 KINDS = {"matrix products": ("mm", "addmm", "mkldnn::_linear_pointwise"),
-         "attention over the cache": ("_scaled_dot_product_flash_attention_for_cpu", "bmm"),
+         "attention over the cache": (
+             "_scaled_dot_product_flash_attention_for_cpu", "_efficient_attention_forward",
+             "_flash_attention_forward", "bmm"),
          "copies (the cache's columns and rows)": (
              "copy_", "index", "index_select", "_index_put_impl_", "cat", "roll", "fill_")}
 
@@ -46,6 +48,9 @@ def main() -> None:
         go()
     totals = {}
     for event in profiler.key_averages():
+        if event.device_type != torch.autograd.DeviceType.CPU:
+            # A kernel: its time is that of the operation that launched it.
+            continue
         operation = event.key.removeprefix("aten::")
         kind = next((kind for kind, names in KINDS.items() if operation in names),
                     "all else: norms, rotations, activations, views")

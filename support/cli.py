@@ -61,6 +61,7 @@ class RunConfig:
     # The scripts that have these settings make fields of them.
     task: typing.ClassVar[str] = "sums"
     environment: typing.ClassVar[str] = ""
+    answers_per_step: typing.ClassVar[int] = 1
     out: str = setting("", "the run directory; runs/<algorithm> if not given, and "
                        "runs/<algorithm>_products of that task (or of another)")
     model: str = setting("", "a Hugging Face or run directory to start from, or OWNER/NAME on "
@@ -77,8 +78,8 @@ class RunConfig:
     save_every: int = setting(20, "steps between checkpoints; 0: only at the end", low=0)
     device: str = setting("", "cuda, mps or cpu; the first of them there is, if not given")
     dtype: str = setting(
-        "", "of the matrix products: float32 on a CPU, bfloat16 on a GPU if not given; float32 on "
-        "a GPU is exact (no TF32), and many times slower",
+        "", "of the matrix products; if not given, bfloat16 on a GPU that has it (not T4, V100), "
+        "else float32, which on a GPU is exact (no TF32), and many times slower",
         choices=("", "float32", "bfloat16"))
     resume: bool = setting(False, "continue the run in --out from its last checkpoint")
     overwrite: bool = setting(False, "remove the run that --out holds, and nothing else in it")
@@ -221,6 +222,8 @@ def script(main) -> None:
     Under torchrun, a process whose peer has ended fails as well: the first one to fail says why,
     and it alone."""
     # It imports torch, which not all that takes something from this file needs.
+    import torch
+
     from support import parallel
     store = parallel.join_processes()
     if parallel.rank() > 0:
@@ -232,15 +235,18 @@ def script(main) -> None:
         sys.exit(status)
 
     name = Path(sys.argv[0]).name
+    # The other scripts have no --resume.
+    advice = f": {GO_ON}" if name.startswith("train_") else ""
     try:
         with quiet_pipe():
             main()
     except UserError as error:
         end(f"{name}: {'' if error.status == 130 else 'error: '}{error}", error.status)
     except KeyboardInterrupt:
-        # The other scripts have no --resume.
-        advice = f": {GO_ON}" if name.startswith("train_") else ""
         end(f"\nstopped at once{advice}", 130)
+    except torch.OutOfMemoryError as error:
+        end(f"\n{name}: error: the GPU's memory is full: a smaller --micro-batch-tokens takes "
+            f"less, and so does --grad-checkpoint{advice} (torch: {first_line(error)})", 1)
     except RuntimeError as error:
         if not parallel.is_lost_peer(error):
             raise

@@ -130,12 +130,14 @@ class Plan:
         self.add("copy to sample", self.width * (sizes.linear + sizes.head), PREFILL, DECODE)
         # Keys and values of a token, in all layers.
         token = 2 * model.n_layers * sizes.kv * self.width
-        self.add("KV cache", config.rows * length * token, PREFILL, DECODE)
+        # Its columns, and those of the prompts' own, are a multiple of 16.
+        self.add("KV cache", config.rows * (length + -length % 16) * token, PREFILL, DECODE)
         # A micro-batch of prompts has a cache of its own, which is copied into the other. The
         # states of the one before are still there.
         prompts = min(config.rows, max(1, config.micro_batch_tokens // config.prompt_tokens))
         tokens = prompts * config.prompt_tokens
-        own = tokens * (token + 4 * model.dim)
+        columns = config.prompt_tokens + -config.prompt_tokens % 16
+        own = prompts * columns * token + tokens * 4 * model.dim
         self.add("prompts' cache and a layer", own + self.layer_forward(tokens), PREFILL)
         # `sample`: logits, over the temperature, their softmax; the cdf takes the second's place.
         self.add("logits of all rows", config.rows * model.vocab_size * (self.width + 8), DECODE)

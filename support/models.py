@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from support import graphs
-from support.cli import UserError
+from support.cli import UserError, first_line
 from support.parallel import world
 
 
@@ -32,10 +32,13 @@ def pick_device(config) -> torch.device:
         if device.type == "cuda" and device.index is not None:
             # What makes no tensor, such as a stream, asks for the current device.
             torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError):
-        # It is not the name of a device, or torch was built without it.
-        raise UserError(f"--device {name}: not available here, expected cuda, mps or cpu") from None
-    dtype = config.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    except (RuntimeError, AssertionError) as error:
+        # It is not the name of a device, torch was built without it, or the driver is too old.
+        raise UserError(f"--device {name}: not available here, expected cuda, mps or cpu "
+                        f"(torch: {first_line(error)})") from None
+    dtype = config.dtype or ("bfloat16" if has_bfloat16(device) else "float32")
+    # NVIDIA's containers switch TF32 on by an environment variable.
+    torch.set_float32_matmul_precision("highest")
     torch.set_autocast_enabled(device.type, dtype == "bfloat16")
     torch.set_autocast_dtype(device.type, torch.bfloat16)
     wants_graphs = getattr(config, "decode_graph", False)
@@ -48,6 +51,14 @@ def pick_device(config) -> torch.device:
     # A cached copy of a weight would outlive its update.
     torch.set_autocast_cache_enabled(False)
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it computes in bfloat16. GPUs before Ampere, such as T4 and V100, only emulate it,
+    slower than float32, and torch has no fused attention for them in it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type != "cpu"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -67,6 +67,11 @@ class RLConfig(RunConfig):
         if self.max_new_tokens is None:
             self.max_new_tokens = MAX_NEW_TOKENS[self.task]
 
+    @property
+    def answers_per_step(self) -> int:
+        """How many answers are sampled at once."""
+        return self.prompts_per_step * self.group_size
+
     def samples_of(self, rewards) -> int:
         """How many answers were sampled to get these rewards."""
         return len(rewards)
@@ -95,7 +100,7 @@ class RLConfig(RunConfig):
             refuse(given, "kl_target", "ref_ema", "ref_sync", why="where --kl-coef is 0")
         if not self.kl_target:
             refuse(given, "kl_horizon", why="without --kl-target")
-        answers = self.rounds * self.prompts_per_step * self.group_size
+        answers = self.rounds * self.answers_per_step
         if self.kl_target and self.kl_horizon <= 0.2 * answers:
             raise UserError(f"--kl-horizon {self.kl_horizon}: β would fall to 0 and stay there, "
                             f"expected over {0.2 * answers:g}, a fifth of a step's answers")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import compare
@@ -300,7 +301,8 @@ CASES = [
            "--max-new-tokens leaves 4 tokens of the model's context for prompts"),
     # Devices.
     *every(SCRIPTS, ["--device", "tpu9"], "--device tpu9: not available here"),
-    (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here"),
+    (GRPO, ["--device", "cuda:99"], "--device cuda:99: not available here, expected cuda, mps or "
+     "cpu (torch: "),
     # Data.
     *every(SCRIPTS, ["--data", "nowhere.jsonl"], "nowhere.jsonl"),
     *every(SCRIPTS, ["--data", "{bad}/folder.jsonl"], "folder.jsonl"),
@@ -579,3 +581,13 @@ def test_ctrl_c_promises_resume_only_where_there_is_such_a_flag(name, says, caps
     def interrupted(flags):
         raise KeyboardInterrupt
     assert run_script(interrupted, [], capsys) == (130, ["", says])
+
+
+def test_a_full_gpu_is_one_line_that_says_what_takes_less(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_grpo.py"])
+
+    def fill(flags):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nAnd more.\n")
+    status, [empty, line] = run_script(fill, [], capsys)
+    assert status == 1 and empty == "" and all(part in line for part in (
+        "--micro-batch-tokens", "--grad-checkpoint", "--resume", "Tried to allocate 2.00 GiB"))

@@ -3,6 +3,7 @@ day of a GPU runs, on a CPU, and finds what is wrong."""
 import importlib
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -300,6 +301,38 @@ def test_the_sweep_sets_what_each_device_goes_by(day, monkeypatch):
     assert found == {shape.answer: (777, 777)}
 
 
+@pytest.mark.parametrize("device, default", [("cpu", 2 ** 24), ("cuda", 2 ** 27)])
+def test_micro_batches_are_swept_at_the_device_s_own_chunks(device, default, monkeypatch):
+    timed = []
+    monkeypatch.setattr(gpu_day, "time_micro_batch", lambda *arguments: timed.append(arguments))
+    day = SimpleNamespace(use=lambda dtype: torch.device(device), tokens=64, shapes=gpu_day.TINY,
+                          check=lambda name, function, *arguments: function(*arguments))
+    gpu_day.sweep(day)
+    assert [at_once for *_, tokens, at_once in timed if tokens != 64] == [default] * 5
+
+
+def test_the_device_is_busy_for_the_time_of_its_kernels(monkeypatch):
+    """The operations that launched them report it too."""
+    CPU, CUDA = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+    event = lambda *values: SimpleNamespace(**dict(zip(
+        ("key", "device_type", "self_device_time_total", "count"), values)))
+    events = [event("aten::mm", CPU, 3e5, 2), event("cudaLaunchKernel", CPU, 0, 6),
+              event("gemm", CUDA, 3e5, 2), event("elementwise", CUDA, 1e5, 4),
+              event("cudaStreamSynchronize", CPU, 0, 2), event("aten::mul", CPU, 1e5, 4)]
+    profiler = SimpleNamespace(key_averages=lambda: events)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **how: nullcontext(profiler))
+    monkeypatch.setattr(gpu_day, "timed", lambda function, device: function())
+    found = gpu_day.measure(lambda: (8.0, 1.0), torch.device("cpu"), 2.0, 4, 40,
+                            lambda: (0.5, 1.0), 2)
+    assert found == {"ms": 2000, "of_the_limit": 0.25, "tokens_per_s": 5, "launches": 3, "waits": 1,
+                     "busy": 0.8, "peak_gib": 1.0, "longest_ms": {"gemm": 150, "elementwise": 50}}
+
+
+def test_a_script_that_fails_says_why(tmp_path):
+    with pytest.raises(RuntimeError, match="evaluate.py failed: .*runs/grpo"):
+        gpu_day.run_script(tmp_path, "evaluate.py", "runs/grpo")
+
+
 def test_resume_finds_weights_that_differ(day, monkeypatch):
     load = gpu_day.load_pretrained
 
@@ -333,7 +366,7 @@ def test_a_folder_is_made_and_can_be_used_again(tmp_path, monkeypatch):
         assert list(cwd.iterdir()) == [] or command[1].name == "evaluate.py"
         (cwd / "runs" / "grpo").mkdir(parents=True, exist_ok=True)
         (cwd / "runs" / "grpo" / "metrics.csv").write_text("seconds\n2\n")
-        return SimpleNamespace(stdout='{"greedy": 0.5}')
+        return SimpleNamespace(stdout='{"greedy": 0.5}', returncode=0)
     monkeypatch.setattr(gpu_day, "subprocess", SimpleNamespace(run=run))
     for _ in range(2):
         found = gpu_day.learn_from_nothing(gpu_day.Day(config, day.folder))

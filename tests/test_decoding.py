@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from model import KVCache, ModelConfig, Transformer
 from rollout import generate, token_log_probs
-from support import decoding
+from support import decoding, graphs
 from support.decoding import Decoder
+from support.graphs import GraphDecoder
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13], [8], [5, 6, 7], [14, 15]] * 3
 FAMILIES = {
@@ -138,3 +139,22 @@ def test_it_is_a_copy_of_the_model_as_it_was(model):
             layer.self_attn.v_proj.weight.neg_()
     assert torch.equal(answers(decoder).tokens, before.tokens)
     assert not torch.equal(answers(Decoder(model)).logp, before.logp)
+
+
+@pytest.mark.parametrize("make", [lambda model: model, Decoder, GraphDecoder])
+def test_a_gpu_takes_the_bias_as_it_lies(make, monkeypatch):
+    """CUDA's memory-efficient attention pads a copy of it, in every layer, unless all strides but
+    the last are multiples of 16 (in later versions of torch, of 8)."""
+    attention, found = F.scaled_dot_product_attention, []
+
+    def keep(q, k, v, attn_mask=None, **named):
+        if attn_mask is not None:
+            found.append((len(attn_mask), attn_mask.stride()))
+        return attention(q, k, v, attn_mask, **named)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", keep)
+    monkeypatch.setattr(graphs, "record", lambda step: (step, step()))
+    answers(make(random_model("grouped", 64)))
+    # Rows have left the batch.
+    assert len({n_rows for n_rows, _ in found}) > 1
+    assert all(last == 1 and not any(stride % 16 for stride in others)
+               for _, (*others, last) in found)

@@ -71,6 +71,24 @@ def other_tokenizer() -> Tokenizer:
     return Tokenizer({**files, "tokenizer.json": json.dumps(spec).encode()}, Path("other"))
 
 
+def test_a_run_evaluates_as_many_rows_at_once_as_its_steps_sample(place, here, asked):
+    """The same answers, whatever fits into a micro-batch: its noise is drawn row by row."""
+    found = []
+    for tokens in ("1", "10000"):
+        asked.clear()
+        train_grpo.main([
+            "--model", str(place / "sft"), "--data", str(place / "sft.jsonl"), "--out", tokens,
+            "--reward", f"{place / 'reward.py'}:vowels", "--max-new-tokens", "5", "--steps", "1",
+            "--prompts-per-step", "1", "--group-size", "4", "--eval-problems", "6",
+            "--micro-batch-tokens", tokens])
+        sizes = [len(prompts) for prompts, _, _ in asked]
+        evaluation = [4, 2] if tokens == "1" else [6]
+        # Greedy and sampled, before and after the only step.
+        assert sizes == [*evaluation, *evaluation, 4, *evaluation, *evaluation]
+        found.append(Path(tokens, "samples.txt").read_text().split("=== step 1")[0])
+    assert found[0] == found[1]
+
+
 # --------------------------------------------------------------------------- what KL is measured to
 
 def test_kl_is_measured_to_the_model_that_the_run_started_from(place, trained, here, capsys):

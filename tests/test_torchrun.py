@@ -165,7 +165,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     errors = torchrun(all_runs, two)
     assert len(errors) == 1 and (
-        "the reward function too_few gave 1 values for 4 answers" in errors[0])
+        "the reward function too_few gave 1 values for 6 answers" in errors[0])
     for name in RUNS:
         train(name, one)
         if name == "rm_sampled":
