@@ -175,15 +175,16 @@ def main(argv=None) -> None:
         length = max(len(example["ids"]) for example in examples) + config.max_new_tokens
         reference = load_reference(path, config, run, model, tokenizer, length)
 
-    start = partial(start_environment, config, tokenizer)
-    repeated = repeat_each(examples, config.samples)
+    answer_all = partial(answer, model, tokenizer, reward, max_new_tokens=config.max_new_tokens,
+                         micro_batch_tokens=config.micro_batch_tokens,
+                         start=partial(start_environment, config, tokenizer),
+                         rows=run.get("prompts_per_step", 1) * run.get("group_size", 1))
     # Nor must what the user's functions print.
     with contextlib.redirect_stdout(sys.stderr):
-        greedy, _ = answer(model, tokenizer, reward, examples, config.max_new_tokens, 0.0,
-                           micro_batch_tokens=config.micro_batch_tokens, start=start)
-        sampled, rollouts = answer(model, tokenizer, reward, repeated, config.max_new_tokens,
-                                   config.temperature, torch_rng(0, 0, "evaluation"),
-                                   config.micro_batch_tokens, start)
+        greedy, _ = answer_all(examples, temperature=0.0)
+        sampled, rollouts = answer_all(repeat_each(examples, config.samples),
+                                       temperature=config.temperature,
+                                       generator=torch_rng(0, 0, "evaluation"))
     result = {"model": str(path), "problems": len(examples), "greedy": mean_reward(greedy),
               **summary(sampled, config.samples, tokenizer)}
     if reference is not None:

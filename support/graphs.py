@@ -1,4 +1,5 @@
-"""Decoding by CUDA graphs (--decode-graph): one launch per token instead of some hundreds.
+"""Decoding by CUDA graphs (--decode-graph): the model's pass for a token is one launch instead of
+some hundreds.
 
 The kernels of a small model's decode step take a few microseconds each, and launching one takes the
 host as long. A graph is recorded once, then launched as a whole: the same kernels on the same

@@ -87,6 +87,9 @@ def test_a_run_evaluates_as_many_rows_at_once_as_its_steps_sample(place, here, a
         assert sizes == [*evaluation, *evaluation, 4, *evaluation, *evaluation]
         found.append(Path(tokens, "samples.txt").read_text().split("=== step 1")[0])
     assert found[0] == found[1]
+    asked.clear()
+    evaluate.main(["1", "--problems", "6", "--samples", "1", "--micro-batch-tokens", "1"])
+    assert [len(prompts) for prompts, _, _ in asked] == [4, 2, 4, 2]
 
 
 # --------------------------------------------------------------------------- what KL is measured to
