@@ -107,10 +107,9 @@ def task_reward(prompts: list[str], completions: list[str], **columns) -> list[f
 
 def calculate(text: str) -> str:
     """`37*84` -> `3108`. At most four whole numbers of six digits, + - and *; else `error`."""
-    is_torn = re.search("[0-9] +[0-9]", text)
-    text = text.replace(" ", "")
-    if is_torn or not re.fullmatch(r"[0-9]{1,6}([-+*][0-9]{1,6}){0,3}", text):
+    if not re.fullmatch(r" *[0-9]{1,6}( *[-+*] *[0-9]{1,6}){0,3} *", text):
         return "error"
+    text = text.replace(" ", "")
     result = 0
     for sign, product in re.findall(r"([-+]?)([0-9*]+)", text):
         value = math.prod(map(int, product.split("*")))

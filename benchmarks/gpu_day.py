@@ -70,6 +70,7 @@ from rollout import generate, token_log_probs, token_log_probs_and_entropies
 from support.cli import RunConfig, UserError, parse, script, setting, user_errors
 from support.decoding import Decoder
 from support.graphs import GraphDecoder
+from support.memory import logits_of_a_chunk
 from support.models import peak_memory_mb, pick_device
 from support.plot import read_metrics
 from support.pretrained import load_pretrained, save_pretrained
@@ -440,7 +441,6 @@ def timed(function, device) -> tuple[float, float]:
 
 def sweep(day: Day) -> None:
     device = day.use("")
-    default = rollout.LOGITS_AT_ONCE_GPU if device.type == "cuda" else rollout.LOGITS_AT_ONCE
     # With few words a batch's logits are few: the built-in model's chunks are all one.
     for name, shape in list(day.shapes.items())[-3:]:
         for power in (22, 24, 26, 28, 30):
@@ -449,7 +449,7 @@ def sweep(day: Day) -> None:
         for times in (0.25, 0.5, 1, 2, 4, 8):
             tokens = int(times * day.tokens)
             day.check(f"sweep: {name}, micro-batches of {tokens}", time_micro_batch, shape, device,
-                      tokens, default)
+                      tokens, logits_of_a_chunk(device.type))
 
 
 def time_micro_batch(shape: Shape, device, tokens: int, at_once: int) -> dict:

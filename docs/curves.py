@@ -186,7 +186,8 @@ if __name__ == "__main__":
         run_what_is_missing({name: f"{command} {COMMON}" for name, command in RUNS.items()},
                             RUNS_PATH)
         export()
+    rows = read_csv(PICTURES / "curves.csv")
     for page in PAGES:
-        text = fill_tables(page.read_text(encoding="utf-8"), read_csv(PICTURES / "curves.csv"))
+        text = fill_tables(page.read_text(encoding="utf-8"), rows)
         page.write_text(text, encoding="utf-8")
     draw()

@@ -115,7 +115,7 @@ def with_interval(found: Found, policy: str, method: str) -> str:
     return f"{count(needed)} ({count(needed / factor)} to {count(needed * factor)})"
 
 
-def list_of(values: list[float], joint: str = ", ") -> str:
+def list_of(values: list[float], joint: str) -> str:
     return joint.join(shown(x) for x in values)
 
 
@@ -128,8 +128,7 @@ def headline(found: Found) -> str:
     lines = []
     for p in found.policies:
         needed = [count(found(p, method, "needed"))
-                  for method in ("REINFORCE", "REINFORCE, mean of the batch", "RLOO, G = 8",
-                                 "PPO, exact critic, λ = 0")]
+                  for method in ("REINFORCE", MEAN, RLOO, "PPO, exact critic, λ = 0")]
         lines.append("At {}, a cosine of 0.9 takes {} answers without a baseline, {} with the "
                      "batch's mean, {} with RLOO's groups of 8, {} with an exact critic."
                      .format(p, *needed))

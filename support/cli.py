@@ -221,7 +221,7 @@ def script(main) -> None:
 
     Under torchrun, a process whose peer has ended fails as well: the first one to fail says why,
     and it alone."""
-    # It imports torch, which not all that takes something from this file needs.
+    # Both are slow to import, and not all that takes something from this file needs them.
     import torch
 
     from support import parallel

@@ -58,6 +58,16 @@ class Sizes:
         self.kv = model.n_kv_heads * model.head_dim
 
 
+def logits_of_a_chunk(device: str) -> int:
+    """How many logits rollout.py computes at a time on a device of this type."""
+    return rollout.LOGITS_AT_ONCE_GPU if device == "cuda" else rollout.LOGITS_AT_ONCE
+
+
+def cache_columns(length: int) -> int:
+    """How many columns a KVCache has for so many tokens."""
+    return length + -length % 16
+
+
 class Plan:
     """terms: name -> (bytes, the phases in which they are held)."""
 
@@ -76,8 +86,7 @@ class Plan:
         # Of a micro-batch. The last token of a row is not read, save by a reward model.
         self.tokens = rows * (length if self.is_rm else length - 1)
         self.actions = rows * config.max_new_tokens
-        at_once = rollout.LOGITS_AT_ONCE_GPU if config.device == "cuda" else rollout.LOGITS_AT_ONCE
-        chunk = min(self.actions, max(1, at_once // self.model.vocab_size))
+        chunk = min(self.actions, max(1, logits_of_a_chunk(config.device) // self.model.vocab_size))
         self.has_chunks = chunk < self.actions
         self.logits = 4 * chunk * self.model.vocab_size         # float32, of one chunk
         self.rounded_head = 2 * sizes.head if self.autocast else 0
@@ -130,14 +139,12 @@ class Plan:
         self.add("copy to sample", self.width * (sizes.linear + sizes.head), PREFILL, DECODE)
         # Keys and values of a token, in all layers.
         token = 2 * model.n_layers * sizes.kv * self.width
-        # Its columns, and those of the prompts' own, are a multiple of 16.
-        self.add("KV cache", config.rows * (length + -length % 16) * token, PREFILL, DECODE)
+        self.add("KV cache", config.rows * cache_columns(length) * token, PREFILL, DECODE)
         # A micro-batch of prompts has a cache of its own, which is copied into the other. The
         # states of the one before are still there.
         prompts = min(config.rows, max(1, config.micro_batch_tokens // config.prompt_tokens))
         tokens = prompts * config.prompt_tokens
-        columns = config.prompt_tokens + -config.prompt_tokens % 16
-        own = prompts * columns * token + tokens * 4 * model.dim
+        own = prompts * cache_columns(config.prompt_tokens) * token + tokens * 4 * model.dim
         self.add("prompts' cache and a layer", own + self.layer_forward(tokens), PREFILL)
         # `sample`: logits, over the temperature, their softmax; the cdf takes the second's place.
         self.add("logits of all rows", config.rows * model.vocab_size * (self.width + 8), DECODE)

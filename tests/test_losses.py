@@ -10,9 +10,8 @@ from advantages import (
     rloo_advantages, token_rewards, whiten)
 from losses import (
     adaptive_kl_coef, aggregate, cispo_loss, count_for, dpo_loss, entropy, gather_log_probs,
-    grpo_loss, gspo_loss, ipo_loss, kl_exact, kl_k1, kl_k2, kl_k3, kto_loss,
-    masked_mean, orpo_loss, policy_gradient_loss, ppo_policy_loss, reward_model_loss, sft_loss,
-    simpo_loss, value_loss)
+    grpo_loss, gspo_loss, ipo_loss, kl_exact, kl_k1, kl_k2, kl_k3, kto_loss, masked_mean, orpo_loss,
+    policy_gradient_loss, ppo_policy_loss, reward_model_loss, sft_loss, simpo_loss, value_loss)
 
 f64 = torch.float64
 
